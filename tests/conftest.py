@@ -1,0 +1,26 @@
+"""Fixtures of all tests: one Kafka and one Valkey for the whole session, and names that keep tests apart on them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tidemill.io.embedded import Servers, start_servers
+
+_app_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Embedded Kafka and Valkey, shared: use topics and keys that begin with `app_name`, and do not stop them."""
+    with start_servers(tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+@pytest.fixture
+def app_name() -> str:
+    """A name that no other test of this run has, fit for topics, groups and keys."""
+    return f"app{os.getpid()}x{next(_app_numbers)}"
