@@ -1,0 +1,59 @@
+"""Cut a batch in two at a position, when its rest has to wait for another worker.
+
+In: a batch. Out: two batches whose records, in order, are those of the one. Invariant: spans of head and tail tile the
+span of the whole.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tidemill.core.records import Batch, Partition, Span, TopicRecords
+
+
+def split_batch(batch: Batch, position: int, topic_names: tuple[str, ...]) -> tuple[Batch, Batch]:
+    """The records before `position`, and the rest; 0 < position < len(batch).
+
+    A watermark of the head is the largest time of its own records (-1 without any): a watermark never falls, so the
+    store keeps the larger of what it had and this.
+    """
+    head_spans: dict[Partition, Span] = {}
+    tail_spans: dict[Partition, Span] = {}
+    for partition, span in batch.spans.items():
+        topic_index = topic_names.index(partition.topic)
+        mine = (batch.topic_index == topic_index) & (batch.partition == partition.number)
+        rest = mine.copy()
+        mine[position:] = False
+        rest[:position] = False
+        middle = int(batch.offset[mine].max()) + 1 if mine.any() else span.start
+        watermark = int(batch.time[mine].max()) if mine.any() else -1
+        if not rest.any():  # nothing of it is left: the head takes the holes at its end too
+            head_spans[partition] = span
+            continue
+        if middle > span.start:
+            head_spans[partition] = Span(span.start, middle, watermark, True)
+        tail_spans[partition] = span._replace(start=middle)
+    return (
+        _part(batch, slice(0, position), 0, head_spans),
+        _part(batch, slice(position, len(batch)), position, tail_spans),
+    )
+
+
+def _part(batch: Batch, part: slice, shift: int, spans: dict[Partition, Span]) -> Batch:
+    records: dict[str, TopicRecords] = {}
+    for topic, found in batch.records.items():
+        first, last = (int(np.searchsorted(found.row_index, at)) for at in (part.start, part.stop))
+        if last > first:
+            columns = found.columns.slice(first, last - first)
+            records[topic] = TopicRecords(topic, found.row_index[first:last] - shift, columns)
+    letters = tuple((at - shift, letter) for at, letter in batch.dead_letters if part.start <= at < part.stop)
+    return Batch(
+        spans=spans,
+        time=batch.time[part],
+        kind=batch.kind[part],
+        topic_index=batch.topic_index[part],
+        partition=batch.partition[part],
+        offset=batch.offset[part],
+        records=records,
+        dead_letters=letters,
+    )

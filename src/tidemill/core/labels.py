@@ -1,0 +1,317 @@
+"""Labels meet predictions: what becomes of every event and label of a batch, and of the rows that are due.
+
+In: the rows as read, the events and labels of a batch in merged order, the rows that are due. Out: which events to
+score, which labels join, every touched row's new state, due entries and outcome counts.
+Invariant: every event and label gets exactly one outcome; a row is changed at most once per batch (its revision grows by one).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.core.records import Due, Outcome, Partition
+from tidemill.core.rows import Row, RowState, partition_of, unpack_row
+from tidemill.core.spec import Condition, LabelSpec
+
+
+def label_values(spec: LabelSpec, columns: pa.RecordBatch) -> npt.NDArray[np.int8]:
+    """1 where any condition of the label rule holds, else 0; shape (rows,). A null field satisfies no condition."""
+    positive = np.zeros(columns.num_rows, dtype=bool)
+    for condition in spec.positive_if_any:
+        holds = _holds(condition, columns.column(condition.field))
+        positive |= pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
+    return positive.astype(np.int8)
+
+
+def _holds(condition: Condition, column: pa.Array) -> pa.Array:
+    if condition.above is not None:
+        return pc.greater(column, condition.above)
+    if condition.at_least is not None:
+        return pc.greater_equal(column, condition.at_least)
+    if condition.below is not None:
+        return pc.less(column, condition.below)
+    if condition.one_of is not None:
+        return pc.is_in(column, value_set=pa.array(condition.one_of, column.type))
+    return pc.equal(column, pa.scalar(condition.equals, column.type))
+
+
+class EventEntry(NamedTuple):
+    """An event of the batch. `order`: its place among the events of the batch."""
+
+    position: int
+    id: str
+    time: int
+    topic_index: int
+    partition: int
+    offset: int
+    order: int
+
+
+class LabelEntry(NamedTuple):
+    """A label of the batch. `order`: its place among the labels of its topic in the batch."""
+
+    position: int
+    id: str
+    time: int
+    topic_index: int
+    partition: int
+    offset: int
+    order: int
+    label: int
+
+
+class Join(NamedTuple):
+    """A label that joined its prediction at `position` of the batch.
+
+    Served features and scores: `tail` of a row read from the store, else the event with place `event_order` in this
+    batch. The label's fields: `label_order` in this batch, else `label_tail` of a row that waited.
+    """
+
+    position: int
+    id: str
+    label: int
+    event_time: int
+    label_time: int
+    tail: bytes | None
+    event_order: int
+    label_tail: bytes | None
+    label_topic_index: int
+    label_partition: int
+    label_offset: int
+    label_order: int
+
+
+class Amendment(NamedTuple):
+    """A second, different label: published, never learned."""
+
+    position: int
+    id: str
+    label: int
+    event_time: int
+    label_time: int
+
+
+@dataclass(slots=True)
+class _Open:
+    """A row while the batch works on it."""
+
+    revision: int
+    before: tuple[Partition, int] | None  # (partition, time) of the due entry as read
+    row: Row | None
+    event_order: int = -1  # the pending event is of this batch
+    is_changed: bool = False
+
+
+@dataclass(slots=True)
+class Joined:
+    """The result of `join_labels`; see the module's docstring. `rows` holds None where a row ends.
+
+    blocked_at: the first position whose label meets a prediction of another worker that is not published yet; the
+    batch must be cut before it and nothing of this result used. -1 = not blocked.
+    """
+
+    scored: list[EventEntry] = field(default_factory=list)
+    label_first: list[bool] = field(default_factory=list)  # per scored event: its label was already known
+    joins: list[Join] = field(default_factory=list)
+    amendments: list[Amendment] = field(default_factory=list)
+    rows: dict[str, Row | None] = field(default_factory=dict)
+    pending_order: dict[str, int] = field(default_factory=dict)  # rows that need the tail of a scored event
+    due_add: list[Due] = field(default_factory=list)
+    due_remove: list[Due] = field(default_factory=list)
+    outcomes: dict[Partition, Counter[Outcome]] = field(default_factory=dict)
+    blocked_at: int = -1
+
+    def count(self, partition: Partition, outcome: Outcome) -> None:
+        self.outcomes.setdefault(partition, Counter())[outcome] += 1
+
+
+def due_time(spec: LabelSpec, row: Row) -> int:
+    """When the row must be looked at again, in event time."""
+    if row.state is RowState.PENDING:
+        return row.event_time + spec.wait_ms + spec.allowed_lateness_ms
+    if row.state is RowState.WAITING:
+        return row.label_time + spec.wait_ms + spec.allowed_lateness_ms
+    return row.event_time + max(spec.dedup_window_ms, spec.wait_ms + spec.allowed_lateness_ms)
+
+
+def join_labels(
+    *,
+    spec: LabelSpec,
+    topic_names: tuple[str, ...],
+    entries: Sequence[EventEntry | LabelEntry],
+    rows: Mapping[str, bytes | None],
+    due: Sequence[tuple[Due, bytes | None]],
+    due_before: int,
+    published: Mapping[Partition, int],
+    predicted: frozenset[tuple[int, int, int]] | None = None,
+    label_columns: Mapping[int, pa.RecordBatch],
+) -> Joined:
+    """Decide the outcome of every event and label, in merged order, after the due rows.
+
+    Args:
+        entries: events and labels of the batch, ascending by position.
+        rows: packed rows of all their ids, None = absent.
+        due: rows whose due time is before `due_before`, the group watermark as of the last commit.
+        published: per partition of other workers, the offset before which its predictions are in Kafka. A partition
+            that is missing here belongs to this worker.
+        predicted: in a roll-forward, the sources (topic index, partition, offset) of the published predictions: they
+            decide which event was the first of its id. None = live.
+        label_columns: by topic index, the label records (for labels that must wait).
+    """
+    result = Joined()
+    opened: dict[str, _Open] = {}
+
+    def open_row(id_: str, packed: bytes | None) -> _Open:
+        found = opened.get(id_)
+        if found is None:
+            row = None if packed is None else unpack_row(packed)
+            before = None if row is None else (partition_of(row, topic_names), due_time(spec, row))
+            found = opened[id_] = _Open(row.revision if row else 0, before, row)
+        return found
+
+    for entry, packed in due:
+        slot = open_row(entry.id, packed)
+        if slot.row is not None and due_time(spec, slot.row) < due_before:
+            _settle_due(slot, entry, result)
+
+    for item in entries:
+        slot = open_row(item.id, rows[item.id])
+        if isinstance(item, EventEntry):
+            _take_event(item, slot, topic_names, predicted, result)
+        elif not _take_label(item, slot, spec, topic_names, published, label_columns, result):
+            result.blocked_at = item.position
+            return result
+
+    for id_, slot in opened.items():
+        if slot.is_changed:
+            _close(id_, slot, spec, topic_names, result)
+    return result
+
+
+def _settle_due(slot: _Open, entry: Due, result: Joined) -> None:
+    row = slot.row
+    assert row is not None
+    if row.state is RowState.PENDING:
+        result.count(entry.partition, Outcome.EXPIRED)
+        slot.row = row._replace(state=RowState.EXPIRED, tail=b"")
+    else:
+        if row.state is RowState.WAITING:
+            result.count(entry.partition, Outcome.WAITING_ORPHANED)
+        slot.row = None
+    slot.is_changed = True
+
+
+def _take_event(
+    event: EventEntry,
+    slot: _Open,
+    topic_names: tuple[str, ...],
+    predicted: frozenset[tuple[int, int, int]] | None,
+    result: Joined,
+) -> None:
+    partition = Partition(topic_names[event.topic_index], event.partition)
+    row = slot.row
+    is_first = row is None or row.state is RowState.WAITING
+    if predicted is not None:
+        is_first = (event.topic_index, event.partition, event.offset) in predicted
+    if not is_first:
+        result.count(partition, Outcome.EVENT_DUPLICATE)
+        return
+    result.count(partition, Outcome.PREDICTION)
+    is_label_first = row is not None and row.state is RowState.WAITING
+    result.scored.append(event)
+    result.label_first.append(is_label_first)
+    slot.event_order = event.order
+    slot.is_changed = True
+    made_by = (event.topic_index, event.partition, event.offset)
+    if row is None or not is_label_first:
+        slot.row = Row(0, RowState.PENDING, event.time, -1, -1, *made_by, b"")
+        return
+    result.count(partition, Outcome.WAITING_JOINED)
+    result.joins.append(
+        Join(
+            event.position, event.id, row.label, event.time, row.label_time, None, event.order,
+            row.tail, row.topic_index, row.partition, row.offset, -1,
+        )
+    )  # fmt: skip
+    slot.row = Row(0, RowState.JOINED, event.time, row.label_time, row.label, *made_by, b"")
+
+
+def _take_label(
+    label: LabelEntry,
+    slot: _Open,
+    spec: LabelSpec,
+    topic_names: tuple[str, ...],
+    published: Mapping[Partition, int],
+    label_columns: Mapping[int, pa.RecordBatch],
+    result: Joined,
+) -> bool:
+    """False when the label must wait for another worker to publish the prediction that it judges."""
+    partition = Partition(topic_names[label.topic_index], label.partition)
+    row = slot.row
+    if row is None:
+        result.count(partition, Outcome.WAITING)
+        tail = _label_tail(label_columns[label.topic_index], label.order)
+        made_by = (label.topic_index, label.partition, label.offset)
+        slot.row = Row(0, RowState.WAITING, -1, label.time, label.label, *made_by, tail)
+        slot.is_changed = True
+    elif row.state is RowState.PENDING:
+        if slot.event_order < 0 and row.offset >= published.get(partition_of(row, topic_names), row.offset + 1):
+            return False
+        if label.time > row.event_time + spec.wait_ms:
+            result.count(partition, Outcome.ORPHAN)
+            return True
+        result.count(partition, Outcome.EXAMPLE)
+        tail_served = row.tail if slot.event_order < 0 else None
+        result.joins.append(
+            Join(
+                label.position, label.id, label.label, row.event_time, label.time, tail_served, slot.event_order,
+                None, label.topic_index, label.partition, label.offset, label.order,
+            )
+        )  # fmt: skip
+        slot.row = row._replace(state=RowState.JOINED, label_time=label.time, label=label.label, tail=b"")
+        slot.is_changed = True
+    elif row.state is RowState.EXPIRED:
+        result.count(partition, Outcome.ORPHAN)
+    elif row.label == label.label:
+        result.count(partition, Outcome.LABEL_DUPLICATE)
+    else:
+        result.count(partition, Outcome.AMENDMENT)
+        result.amendments.append(Amendment(label.position, label.id, label.label, row.event_time, label.time))
+    return True
+
+
+def _close(id_: str, slot: _Open, spec: LabelSpec, topic_names: tuple[str, ...], result: Joined) -> None:
+    row = slot.row
+    after = None if row is None else (partition_of(row, topic_names), due_time(spec, row))
+    if slot.before is not None and (after is None or after[0] != slot.before[0]):
+        result.due_remove.append(Due(slot.before[0], id_, slot.before[1]))
+    if after is not None and after != slot.before:
+        result.due_add.append(Due(after[0], id_, after[1]))
+    if row is None:
+        # A row that was made and settled within one batch never reached the store: nothing to delete.
+        if slot.revision:
+            result.rows[id_] = None
+        return
+    result.rows[id_] = row._replace(revision=slot.revision + 1)
+    if row.state is RowState.PENDING and slot.event_order >= 0:
+        result.pending_order[id_] = slot.event_order
+
+
+def _label_tail(columns: pa.RecordBatch, order: int) -> bytes:
+    fields: dict[str, Any] = columns.slice(order, 1).to_pylist()[0]
+    return json.dumps(fields, sort_keys=True, default=str).encode()
+
+
+def label_record(tail: bytes) -> dict[str, Any]:
+    """The fields of a label that waited for its event."""
+    fields: dict[str, Any] = json.loads(tail)
+    return fields

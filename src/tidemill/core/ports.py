@@ -1,0 +1,95 @@
+"""The ports of the core: what `io` and `models` provide. Each has a contract suite that every implementation runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from tidemill.core.records import (
+    Commit,
+    DeadLetter,
+    ExampleColumns,
+    FeatureBatch,
+    Mark,
+    Output,
+    Partition,
+    Reads,
+    Scores,
+    StateView,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """The commit took effect; `marks` are those of all partitions of the app, other workers' included."""
+
+    marks: Mapping[Partition, Mark]
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """Nothing changed: these ids have another revision than was read."""
+
+    ids: tuple[str, ...]
+
+
+class Store(Protocol):
+    """Feature state, id rows and positions, behind claims. Every write is fenced by incarnation and owner token."""
+
+    def read(self, reads: Reads) -> StateView: ...
+
+    def commit(self, commit: Commit) -> Applied | Conflict:
+        """Check incarnation, owners, positions (`applied` == span.start), read set; then apply everything at once.
+
+        Raises:
+            FencedError: a partition has another owner or another position, or the incarnation changed.
+            UnavailableError: no answer; the result is unknown.
+        """
+        ...
+
+    def mark_published(self, offsets_next: Mapping[Partition, int]) -> Mapping[Partition, Mark]:
+        """Record that the slices before these offsets are in Kafka; partitions this worker no longer owns are skipped.
+        Returns the marks of all partitions."""
+        ...
+
+    def marks(self) -> Mapping[Partition, Mark]: ...
+
+
+class Scorer(Protocol):
+    """The champion model at a known N; one thread owns it."""
+
+    @property
+    def n(self) -> int:
+        """The next offset of the examples log to fold."""
+        ...
+
+    def score(self, features: FeatureBatch) -> Scores: ...
+
+    def fold(self, examples: ExampleColumns, offset_next: int) -> None:
+        """Learn examples in log order and move N to `offset_next` (holes of the log count as folded)."""
+        ...
+
+
+class Codec(Protocol):
+    """Columns to bytes and back; pure."""
+
+    def encode(self, schema_name: str, columns: pa.RecordBatch) -> list[bytes]:
+        """Framed records of one of Tidemill's schemas, one per row."""
+        ...
+
+    def encode_rows(self, served: pa.RecordBatch) -> list[bytes]: ...
+
+    def decode_rows(self, tails: Sequence[bytes]) -> pa.RecordBatch:
+        """The inverse of `encode_rows`, with the columns of `core.tables.SERVED`."""
+        ...
+
+    def input_schema(self, topic: str) -> pa.Schema:
+        """The columns that good records of an input topic have."""
+        ...
+
+    def dead_letter(self, letter: DeadLetter) -> Output: ...
+
+    def pack_slice(self, outputs: Sequence[Output]) -> bytes: ...

@@ -1,0 +1,254 @@
+"""The values that travel: partitions, batches as columns, outputs, and the one commit of a batch.
+
+Everything is read-only after it is made. Times are milliseconds since the epoch, UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int64s = npt.NDArray[np.int64]
+Float32s = npt.NDArray[np.float32]
+Float64s = npt.NDArray[np.float64]
+
+
+class Partition(NamedTuple):
+    """One partition of an input topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
+
+class Kind(IntEnum):
+    """What a record of a batch is, once decoded."""
+
+    EVENT = 0
+    LABEL = 1
+    CONTEXT = 2
+    PUNCTUATION = 3
+    DEAD_LETTER = 4
+
+
+class Outcome(IntEnum):
+    """What became of a record (`commits.v1` counts them by `name.lower()`); every input record has exactly one.
+
+    The last three resolve an outcome that was left open: they belong to no input record of their own, and are counted
+    in the commit of the partition that holds the row.
+    """
+
+    PREDICTION = 0
+    EVENT_DUPLICATE = 1
+    EVENT_DEAD_LETTER = 2
+    EXAMPLE = 3
+    AMENDMENT = 4
+    LABEL_DUPLICATE = 5
+    ORPHAN = 6
+    LABEL_DEAD_LETTER = 7
+    WAITING = 8
+    STATE = 9
+    CONTEXT_DEAD_LETTER = 10
+    PUNCTUATION = 11
+    EXPIRED = 12  # a prediction whose label never came
+    WAITING_JOINED = 13  # a label that came before its event, joined by it
+    WAITING_ORPHANED = 14  # a label whose event never came
+
+
+class Span(NamedTuple):
+    """The offsets [start, next) of one partition in a batch, and what the batch teaches about the partition.
+
+    Holes (transaction markers, aborted records) lie inside a span; spans of successive batches tile the partition.
+    """
+
+    start: int
+    next: int
+    watermark: int  # largest event time seen in the partition up to `next`, capped (see core/merge.py); -1 = none yet
+    is_lagging: bool  # the partition held records at or after `next` when the batch was cut
+
+
+class DeadLetter(NamedTuple):
+    """A record that cannot be processed, with its original bytes."""
+
+    partition: Partition
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+    timestamp: int
+    code: str  # TM-2xxx
+    message: str
+    stage: str  # "decode" or "rules"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicRecords:
+    """The good records of one topic in a batch, in merged order.
+
+    row_index: their positions in the batch, ascending, shape (n,).
+    columns: n rows, the fields of the reader's schema with their Arrow types (enums and strings as string, logical
+        times as int64 milliseconds, nested fields untouched).
+    """
+
+    topic: str
+    row_index: Int64s
+    columns: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records processed together, in merged order (time; role context < label < event < punctuation; topic; partition;
+    offset). Arrays have one entry per record."""
+
+    spans: Mapping[Partition, Span]
+    time: Int64s
+    kind: npt.NDArray[np.int8]
+    topic_index: npt.NDArray[np.int16]  # position of the topic in AppSpec.topics
+    partition: npt.NDArray[np.int32]
+    offset: Int64s
+    records: Mapping[str, TopicRecords]  # by topic name; a topic without good records may be absent
+    dead_letters: tuple[tuple[int, DeadLetter], ...] = ()  # (position in the batch, letter)
+
+    def __len__(self) -> int:
+        return len(self.time)
+
+
+class Output(NamedTuple):
+    """One record to publish. `timestamp` None lets Kafka stamp it."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...] = ()
+    timestamp: int | None = None
+
+
+class PaneDelta(NamedTuple):
+    """Add `cells` to one pane of one entity.
+
+    The state of an entity is a string of big-endian int64 words. A slot starts at `word` and holds [tag, cells...], tag =
+    pane + 1 (0 = empty). Merge: slot tag < delta tag: the delta replaces the slot; equal: cells add up; greater: dropped.
+    """
+
+    key: str  # <group>:v<n>:<entity>, without the app's prefix
+    word: int
+    tag: int
+    cells: tuple[int, ...]
+
+
+class LatestDelta(NamedTuple):
+    """Insert one entry into the entity's `capacity` latest ones.
+
+    An entry is 4 + m big-endian int64 words [time, topic index, partition, offset, values...]; the state of an entity is
+    its entries, newest first by (time, topic index, partition, offset), without doubles, at most `capacity`.
+    """
+
+    key: str
+    capacity: int
+    entry: bytes
+
+
+class Due(NamedTuple):
+    """Look at row `id` again once the group watermark is past `time`; indexed under the partition that made the row."""
+
+    partition: Partition
+    id: str
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """All effects of one batch on the store, applied as one or not at all.
+
+    read_set: revision of every row that was read, 0 = absent. rows: new bytes (they start with the new revision as
+    8 bytes big-endian), None = delete. slices: packed outputs by the input partition that caused them.
+    """
+
+    spans: Mapping[Partition, Span]
+    read_set: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, bytes | None] = field(default_factory=dict)
+    due_add: tuple[Due, ...] = ()
+    due_remove: tuple[Due, ...] = ()
+    pane_deltas: tuple[PaneDelta, ...] = ()
+    latest_deltas: tuple[LatestDelta, ...] = ()
+    slices: Mapping[Partition, bytes] = field(default_factory=dict)
+
+
+class Mark(NamedTuple):
+    """What the store knows of one partition's progress."""
+
+    owner: str  # token, "" = never claimed
+    applied: int  # next offset to apply, -1 = none yet
+    committed: int  # next offset known to be published, -1 = none yet
+    watermark: int  # -1 = none yet
+    is_lagging: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What one batch needs of the store, read in one round trip (two when rows are due)."""
+
+    state_keys: tuple[str, ...]
+    ids: tuple[str, ...]
+    due_partitions: tuple[Partition, ...] = ()
+    due_before: int = -1  # rows due strictly before this event time
+    due_limit: int = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class StateView:
+    """The answer to `Reads`, same order; None = absent. `due` are (due entry, row) pairs, oldest first."""
+
+    state: tuple[bytes | None, ...]
+    rows: tuple[bytes | None, ...]
+    due: tuple[tuple[Due, bytes | None], ...] = ()
+    marks: Mapping[Partition, Mark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBatch:
+    """Features of the events of a batch as served: numeric (rows, F) float32 with NaN = missing; categories C columns
+    of strings, "" = missing."""
+
+    numeric: Float32s
+    categories: tuple[tuple[str, ...], ...]  # C columns, each with `rows` strings
+
+    def __len__(self) -> int:
+        return len(self.numeric)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Probabilities of the positive class, shape (rows,); None = that expert is absent. `n`: the examples folded."""
+
+    learner: Float64s
+    base_rate: Float64s
+    booster: Float64s | None
+    blend: Float64s
+    n: int  # next offset of the examples log to fold
+    model_version: str
+    is_degraded: bool = False  # nothing has been learned yet: the declared default answered
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleColumns:
+    """Consecutive records of the examples log as columns, in log order: what the fold needs of them.
+
+    is_learned is False for amendments and flagged examples: they are passed over. Commands are not here.
+    """
+
+    offset: Int64s
+    features: FeatureBatch
+    label: Float32s  # 0 or 1
+    is_learned: npt.NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.offset)

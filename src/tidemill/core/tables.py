@@ -1,0 +1,142 @@
+"""The columns of what is served, published and remembered, as Arrow tables.
+
+In: features, scores, joins. Out: record batches whose columns are those of `schemas/tidemill/*.avsc`, in their order.
+Invariant: features and scores of an example are those of its prediction, copied and never computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from tidemill.core.labels import Amendment, EventEntry, Join
+from tidemill.core.records import FeatureBatch, Float32s, Float64s, Scores
+
+TEXTS = pa.list_(pa.string())
+NUMBERS = pa.list_(pa.float32())
+
+SERVED = pa.schema(
+    [
+        pa.field("blend", pa.float64(), nullable=False),
+        pa.field("learner", pa.float64()),
+        pa.field("booster", pa.float64()),
+        pa.field("base_rate", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),
+        pa.field("model_version", pa.string(), nullable=False),
+        pa.field("feature_digest", pa.string(), nullable=False),
+        pa.field("numeric", NUMBERS, nullable=False),
+        pa.field("categories", TEXTS, nullable=False),
+        pa.field("entities", TEXTS, nullable=False),
+        pa.field("flags", TEXTS, nullable=False),
+    ]
+)
+
+
+def served_columns(
+    features: FeatureBatch,
+    scores: Scores,
+    entities: Sequence[Sequence[str]],
+    flags: Sequence[Sequence[str]],
+    feature_digest: str,
+) -> pa.RecordBatch:
+    """Features and scores of scored events, one row each: what a pending row keeps (row.v1)."""
+    count = len(features)
+    categories = [list(values) for values in zip(*features.categories, strict=True)] or [[]] * count
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(scores.blend),
+            pa.array(scores.learner),
+            _optional(scores.booster, count),
+            pa.array(scores.base_rate),
+            _repeated(scores.n, count, pa.int64()),
+            _repeated(scores.model_version, count, pa.string()),
+            _repeated(feature_digest, count, pa.string()),
+            _number_lists(features.numeric),
+            pa.array(categories, TEXTS),
+            pa.array(entities, TEXTS),
+            pa.array(flags, TEXTS),
+        ],
+        schema=SERVED,
+    )
+
+
+def prediction_columns(
+    events: Sequence[EventEntry], topic_names: Sequence[str], served: pa.RecordBatch, threshold: float
+) -> pa.RecordBatch:
+    """prediction.v1, one row per scored event."""
+    blend = served.column("blend")
+    columns = {
+        "id": pa.array([event.id for event in events], pa.string()),
+        "event_time": pa.array([event.time for event in events], pa.int64()),
+        "topic": pa.array([topic_names[event.topic_index] for event in events], pa.string()),
+        "partition": pa.array([event.partition for event in events], pa.int32()),
+        "offset": pa.array([event.offset for event in events], pa.int64()),
+        "blend": blend,
+        "decision": pa.array(blend.to_numpy() > threshold),
+    }
+    for name in SERVED.names[1:]:
+        columns[name] = served.column(name)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def example_columns(joins: Sequence[Join], served: pa.RecordBatch) -> pa.RecordBatch:
+    """example.v1, one row per join; `served` has the row that each join judges, in the same order.
+
+    A label that came before its event, or an event that came late, teaches nothing: its features were not those of an
+    event on time.
+    """
+    is_learned = [not {"label_first", "late"}.intersection(flags) for flags in served.column("flags").to_pylist()]
+    columns = {
+        "kind": _repeated("example", len(joins), pa.string()),
+        "id": pa.array([join.id for join in joins], pa.string()),
+        "label": pa.array([join.label for join in joins], pa.int32()),
+        "event_time": pa.array([join.event_time for join in joins], pa.int64()),
+        "label_time": pa.array([join.label_time for join in joins], pa.int64()),
+        "is_learned": pa.array(is_learned, pa.bool_()),
+    }
+    for name in SERVED.names:
+        if name != "entities":
+            columns[name] = served.column(name)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def amendment_columns(amendments: Sequence[Amendment], feature_digest: str) -> pa.RecordBatch:
+    """example.v1 of kind amendment: the row it amends was dropped when its first label came, so features are empty."""
+    count = len(amendments)
+    empty = pa.array([[]] * count, TEXTS)
+    return pa.RecordBatch.from_pydict(
+        {
+            "kind": _repeated("amendment", count, pa.string()),
+            "id": pa.array([one.id for one in amendments], pa.string()),
+            "label": pa.array([one.label for one in amendments], pa.int32()),
+            "event_time": pa.array([one.event_time for one in amendments], pa.int64()),
+            "label_time": pa.array([one.label_time for one in amendments], pa.int64()),
+            "is_learned": _repeated(False, count, pa.bool_()),
+            "blend": _repeated(0.0, count, pa.float64()),
+            "learner": pa.nulls(count, pa.float64()),
+            "booster": pa.nulls(count, pa.float64()),
+            "base_rate": pa.nulls(count, pa.float64()),
+            "n": _repeated(0, count, pa.int64()),
+            "model_version": _repeated("", count, pa.string()),
+            "feature_digest": _repeated(feature_digest, count, pa.string()),
+            "numeric": pa.array([[]] * count, NUMBERS),
+            "categories": empty,
+            "flags": empty,
+        }
+    )
+
+
+def _number_lists(matrix: Float32s) -> pa.ListArray:
+    rows, width = matrix.shape
+    offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(matrix).reshape(-1)))
+
+
+def _repeated(value: object, count: int, kind: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, kind), count)
+
+
+def _optional(values: Float64s | None, count: int) -> pa.Array:
+    return pa.nulls(count, pa.float64()) if values is None else pa.array(values)
