@@ -1,0 +1,114 @@
+"""Taking partitions: before a worker reads one record it makes store, log and group agree.
+
+In: the partitions that the group assigned. Out: the offset each starts from, with this worker as owner in the store.
+Invariant: after `take` every claimed partition has applied == committed in the store and in the group, its outputs
+published exactly once, and no script of an earlier owner can take effect any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tidemill.apps.publishing import Publishing, is_published, offset_metadata
+from tidemill.apps.roll_forward import RollForward
+from tidemill.core.records import Partition
+from tidemill.core.recovery import Continue, Rebuild, SendSlices, StartNew, Stop, decide
+from tidemill.core.recovery import RollForward as RollForwardAction
+from tidemill.errors import StateLostError
+from tidemill.io import kafka
+from tidemill.io.redis_store import ClaimView, RedisStore
+from tidemill.io.slices import unpack_slice
+
+
+class Claims:
+    """Runs the recovery table of docs/recovery.md; the compute thread owns it."""
+
+    def __init__(
+        self,
+        *,
+        client_settings: Mapping[str, Any],
+        group: str,
+        partitions_of_app: Callable[[], Sequence[Partition]],
+        store: RedisStore,
+        publishing: Publishing,
+        roll_forward: RollForward,
+        report: Callable[[str], None],
+    ) -> None:
+        self._client_settings = client_settings
+        self._group = group
+        self._partitions_of_app = partitions_of_app
+        self._store = store
+        self._publishing = publishing
+        self._roll_forward = roll_forward
+        self._report = report
+
+    def take(self, partitions: frozenset[Partition], group_metadata: object) -> dict[Partition, int]:
+        """Claim and recover; the offset to read from, for each partition.
+
+        Raises:
+            StateLostError: positions that no rule explains; nothing was published.
+            FencedError, UnavailableError: claim again.
+        """
+        # The new producer ends whatever transaction its predecessor left open, before the offsets are read.
+        self._publishing.renew()
+        of_app = kafka.committed_offsets(self._client_settings, self._group, self._partitions_of_app())
+        view = self._store.claim(sorted(partitions), may_create=all(at is None for at, _ in of_app.values()))
+        if view.incarnation is None:
+            self._report("the store is empty though the group has committed offsets: rebuilding it from the log")
+            earlier = {metadata.partition("/")[0] for _, metadata in of_app.values()} - {""}
+            self._store.open_rebuild(secrets.token_hex(8), *sorted(earlier))
+            view = self._store.claim(sorted(partitions), may_create=False)
+        committed = kafka.committed_offsets(self._client_settings, self._group, sorted(partitions))
+        bounds = kafka.log_bounds(self._client_settings, sorted(partitions))
+        starts: dict[Partition, int] = {}
+        to_replay: dict[Partition, tuple[int, int]] = {}
+        for partition in sorted(partitions):
+            found = view.partitions[partition]
+            offset, metadata = committed[partition]
+            unsure = [each for each in found.slices if not is_published(metadata, offset, *each)]
+            action = decide(
+                applied=found.applied,
+                committed=offset,
+                slices=[(start, next_) for start, next_, _ in unsure],
+                store_incarnation=view.incarnation,
+                committed_incarnation=metadata.partition("/")[0] or None,
+                lineage=view.lineage,
+                log_start=bounds[partition][0],
+            )
+            match action:
+                case StartNew():
+                    starts[partition] = bounds[partition][0]
+                    self._store.set_start(partition, starts[partition])
+                case Continue(offset=at):
+                    starts[partition] = at
+                case SendSlices(spans=spans):
+                    to_send = [each for each in unsure if each[:2] in spans]
+                    starts[partition] = self._send(view, partition, to_send, group_metadata)
+                case RollForwardAction(start=start, end=end):
+                    to_replay[partition] = (start, end)
+                    starts[partition] = end
+                case Rebuild(start=start, end=end):
+                    self._store.set_start(partition, start)
+                    to_replay[partition] = (start, end)
+                    starts[partition] = end
+                case Stop(code=code, message=message):
+                    raise StateLostError(code, f"{partition}: {message}")
+        if to_replay:
+            self._report(f"rolling the store forward on {len(to_replay)} partitions")
+            self._roll_forward.run(to_replay, frozenset(partitions))
+        self._store.mark_published(starts)
+        return starts
+
+    def _send(
+        self, view: ClaimView, partition: Partition, slices: Sequence[tuple[int, int, bytes]], group_metadata: object
+    ) -> int:
+        """Publish what the store applied and Kafka has not, with that partition's offset; where it ends."""
+        assert view.incarnation is not None
+        outputs = [output for _, _, packed in slices for output in unpack_slice(packed)]
+        self._report(f"publishing {len(outputs)} outputs of {partition} that were applied before the last stop")
+        end = slices[-1][1]
+        offsets = {partition: (end, offset_metadata(view.incarnation, *slices[-1]))}
+        self._publishing.publish_at({partition: outputs}, offsets, group_metadata)
+        return end

@@ -1,0 +1,451 @@
+"""The command line: arguments in, exit code out; what a command does is imported when it runs.
+
+In: `sys.argv`. Out: the result on stdout, progress, hints and errors on stderr. Invariant: a command ends with 0 ok, 1 a
+check failed, 2 usage, 3 configuration, 4 a dependency is unreachable or stalled, 5 refused, 70 bug, 130 interrupted; a
+traceback shows with -v only.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from tidemill.errors import ConfigError, TidemillError
+
+if TYPE_CHECKING:
+    from tidemill.config import Settings
+
+DEMO_CONFIG = "config/flights.yaml"
+BUG, USAGE, REFUSED, INTERRUPTED = 70, 2, 5, 130
+# The parent of all errors that typer raises about arguments; typer itself does not export it.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="tidemill",
+    help="Streaming predictions that learn from their labels: Kafka in, Kafka out, no loss, no double count.",
+    epilog="Begin with [bold]tidemill demo --until 2013-01-15[/bold]: it starts its own servers. Exit codes: 0 ok, "
+    "1 a check failed, 2 usage, 3 configuration, 4 a server is unreachable or stalled, 5 refused, 70 bug, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+dead_letters_app = typer.Typer(
+    help="Records that could not be processed, with their original bytes.", no_args_is_help=True
+)
+app.add_typer(dead_letters_app, name="dlq")
+
+
+class _Voice:
+    """How much goes to stderr; set by the options that every command has."""
+
+    is_quiet = False
+    is_verbose = False
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"tidemill {version('tidemill')}")
+        raise typer.Exit
+
+
+def _set_quiet(value: bool) -> None:
+    _Voice.is_quiet = _Voice.is_quiet or value
+
+
+def _set_verbose(value: bool) -> None:
+    _Voice.is_verbose = _Voice.is_verbose or value
+
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The app's YAML file.", show_default=False)]
+Servers = Annotated[
+    str | None,
+    typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka; overrides the YAML.", show_default=False),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option("--redis-url", metavar="URL", help="Redis or Valkey; overrides the YAML.", show_default=False),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Folder for slots, snapshots and logs.", show_default=False),
+]
+OutputForm = Annotated[str, typer.Option("-o", "--output", metavar="FORM", help="table, json or jsonl.")]
+Until = Annotated[
+    datetime | None,
+    typer.Option(formats=["%Y-%m-%d"], help="Only what is due before this day of 2013.", show_default="the whole year"),
+]
+PoisonCount = Annotated[int, typer.Option("--poison", min=0, help="Broken records mixed in.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="No progress on stderr.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Tracebacks and details.")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Streaming predictions that learn from their labels: Kafka in, Kafka out, no loss, no double count."""
+
+
+@app.command(
+    epilog="Examples: [bold]tidemill demo --until 2013-02-15[/bold] takes seconds; "
+    "[bold]tidemill demo --workers 2 --json results.json[/bold] replays the year with two workers."
+)
+def demo(
+    until: Until = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the results there.", show_default=False)
+    ] = None,
+    poison: PoisonCount = 200,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Emptied at the start.", show_default="./.tidemill/<app>"),
+    ] = None,
+    bootstrap_servers: Servers = None,
+    redis_url: RedisUrl = None,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """A year of real events through real servers: replay, predict, learn, and show what came of it.
+
+    Starts Kafka and Valkey by itself unless both addresses are given. Ctrl-C stops everything.
+    """
+    from tidemill.apps.demo import DemoOptions, run_demo
+
+    return run_demo(
+        DemoOptions(
+            until=until.date() if until else None,
+            json_file=json_file,
+            poison_count=poison,
+            data_folder=data,
+            bootstrap_servers=bootstrap_servers,
+            redis_url=redis_url,
+            workers=workers,
+            is_quiet=_Voice.is_quiet,
+        )
+    )
+
+
+@app.command(
+    epilog="Example: [bold]tidemill worker app.yaml --bootstrap-servers kafka:9092 --redis-url redis://store:6379/0[/bold]"
+    ". Start as many as you like; TERM or Ctrl-C stops one cleanly."
+)
+def worker(
+    config: Config,
+    slot: Annotated[
+        int | None, typer.Option(min=0, help="This worker's number.", show_default="the lowest free one")
+    ] = None,
+    bootstrap_servers: Servers = None,
+    redis_url: RedisUrl = None,
+    data: Data = None,
+    bounded: Annotated[bool, typer.Option("--bounded", help="A replay: the inputs end, wait for each.")] = False,
+    web_port: Annotated[
+        int | None,
+        typer.Option(min=1, max=65_535, help="Serve /healthz and /metrics on 127.0.0.1.", show_default="none"),
+    ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Process an app's topics until told to stop; restarts go on where they ended."""
+    settings = _settings(
+        config,
+        bootstrap_servers=bootstrap_servers,
+        redis_url=redis_url,
+        data_folder=data,
+        is_bounded=bounded or None,
+        needs_store=True,
+    )
+    from tidemill.apps.worker import run_worker
+
+    return run_worker(settings, slot=slot, web_port=web_port or settings.worker.metrics_port or None, report=progress)
+
+
+@app.command(epilog="Example: [bold]tidemill produce --until 2013-01-15 --bootstrap-servers 127.0.0.1:9092[/bold]")
+def produce(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="The app's YAML.", show_default=DEMO_CONFIG)
+    ] = None,
+    until: Until = None,
+    poison: PoisonCount = 200,
+    bootstrap_servers: Servers = None,
+    output: OutputForm = "table",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Publish the example's events to Kafka in the order of their times, broken records between them."""
+    from tidemill.resources import shipped_path
+
+    form = _form(output)
+    settings = _settings(config or shipped_path(DEMO_CONFIG), bootstrap_servers=bootstrap_servers)
+    from tidemill.apps.flights import Progress, run_producer
+    from tidemill.apps.results import Form, counts_table, print_json, print_tables
+
+    def show(at: Progress) -> None:
+        day = datetime.fromtimestamp(at.event_time / 1000).astimezone().date()
+        if day != shown[0]:
+            shown[0] = day
+            progress(f"{day}: {at.sent:,} of {at.total:,} records sent")
+
+    shown: list[Any] = [None]
+    assert settings.bootstrap_servers is not None
+    published = run_producer(
+        settings.bootstrap_servers,
+        app=settings.app,
+        until=until.date() if until else None,
+        poison_count=poison,
+        kafka=settings.kafka,
+        on_progress=show,
+    )
+    if form is Form.TABLE:
+        print_tables(
+            [
+                counts_table("records", published.records),
+                counts_table("poison", published.poison_kinds),
+                counts_table("punctuations", published.punctuations),
+            ]
+        )
+    else:
+        print_json(
+            {
+                "schema_version": 1,
+                "records": dict(published.records),
+                "poison": dict(published.poison),
+                "poison_kinds": dict(published.poison_kinds),
+                "punctuations": dict(published.punctuations),
+                "first_time": published.first_time,
+                "last_time": published.last_time,
+                "end_time": published.end_time,
+            },
+            form,
+        )
+    return 0
+
+
+@app.command(epilog="Example: [bold]tidemill status app.yaml -o json | jq .balances[/bold]. Exit 1: a balance is open.")
+def status(
+    config: Config,
+    output: OutputForm = "table",
+    digests: Annotated[bool, typer.Option("--digests", help="Also the digest of the feature state (slower).")] = False,
+    bootstrap_servers: Servers = None,
+    redis_url: RedisUrl = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """What an app has done, where it stands, and whether its balances close.
+
+    While workers run, the sides of a balance are read moments apart; only an idle app must balance.
+    """
+    form = _form(output)
+    settings = _settings(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
+    from tidemill.apps.results import Form, print_json, print_tables, status_tables
+    from tidemill.apps.status import as_json, read_status
+
+    found = read_status(settings, with_digest=digests)
+    if form is Form.TABLE:
+        print_tables(status_tables(found))
+    else:
+        print_json(as_json(found), form)
+    return 0 if all(balance.is_closed for balance in found.balances) else 1
+
+
+@dead_letters_app.command("ls", epilog="Example: [bold]tidemill dlq ls app.yaml -o jsonl[/bold]")
+def list_letters(
+    config: Config,
+    output: OutputForm = "table",
+    bootstrap_servers: Servers = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Count the dead letters by topic and code, with one example of each."""
+    form = _form(output)
+    settings = _settings(config, bootstrap_servers=bootstrap_servers)
+    import dataclasses
+
+    from tidemill.apps.dead_letter_listing import list_dead_letters
+    from tidemill.apps.results import print_rows
+
+    rows = [dataclasses.asdict(group) for group in list_dead_letters(settings)]
+    print_rows("dead letters", rows, ("topic", "code", "count", "first", "last", "example"), form)
+    return 0
+
+
+@app.command(
+    epilog="Examples: [bold]tidemill reset app.yaml --to applied --dry-run[/bold] shows what would move; "
+    "[bold]tidemill reset app.yaml --to earliest --yes[/bold] processes everything again."
+)
+def reset(
+    config: Config,
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="TARGET",
+            show_default=False,
+            help="applied: the group's offsets follow the store. earliest: store and offsets are deleted, every record "
+            "is processed and every output published again.",
+        ),
+    ] = None,
+    accept_config: Annotated[
+        bool, typer.Option("--config", help="Let the store accept the present YAML and schemas.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would move.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    bootstrap_servers: Servers = None,
+    redis_url: RedisUrl = None,
+    output: OutputForm = "table",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Make store and consumer group agree again, after offsets expired or were moved by hand. Stop all workers first."""
+    form = _form(output)
+    targets = ("applied", "earliest")
+    if (to is None) == (not accept_config):
+        raise typer.BadParameter("give one of --to applied, --to earliest, --config")
+    if to is not None and to not in targets:
+        raise typer.BadParameter(f"{to!r} is not a target; {_nearest(to, targets)}", param_hint="--to")
+    settings = _settings(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
+    from tidemill.apps.results import print_rows
+    from tidemill.apps.reset import accept_configuration
+    from tidemill.apps.reset import reset as move
+
+    if accept_config:
+        if not dry_run:
+            _confirm(f"Let the store of app {settings.app.name} accept this configuration?", yes=yes)
+            accept_configuration(settings)
+        hint("to undo: run `tidemill reset --config` with the former YAML")
+        return 0
+    planned = move(settings, to, is_dry_run=True)
+    if not dry_run:
+        what = {
+            "applied": f"Set the offsets of app {settings.app.name} to the positions of its store?",
+            "earliest": f"Delete the state and offsets of app {settings.app.name}? Its outputs are published again.",
+        }[to]
+        _confirm(what, yes=yes)
+        planned = move(settings, to, is_dry_run=False)
+    rows = [
+        {"partition": str(one.partition), "before": one.before, "after": one.after, "lost": one.lost} for one in planned
+    ]
+    print_rows("would move" if dry_run else "moved", rows, ("partition", "before", "after", "lost"), form)
+    if to == "earliest":
+        hint("every record is processed again: predictions, examples and commits are published a second time")
+        hint("to undo: restore the store from its backup, then `tidemill reset --to applied`")
+    else:
+        hint("to undo: the column `before` holds the former offsets (kafka-consumer-groups --reset-offsets sets them)")
+    if any(one.lost for one in planned):
+        hint(f"{sum(one.lost for one in planned):,} records were deleted from the log before they were processed")
+    return 0
+
+
+def progress(message: str) -> None:
+    """A line of progress; silent with --quiet."""
+    if not _Voice.is_quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+hint = progress
+
+
+def _settings(config: Path, *, needs_store: bool = False, **overrides: Any) -> Settings:
+    """The app's settings with addresses; only the demo starts servers."""
+    from tidemill.config import load_settings
+
+    settings = load_settings(config, **overrides)
+    if settings.bootstrap_servers is None:
+        raise ConfigError(
+            "TM-1050",
+            f"{config}: no Kafka address; give --bootstrap-servers HOST:PORT, set TIDEMILL_BOOTSTRAP_SERVERS, or write "
+            "`kafka: {bootstrap.servers: ...}`; `tidemill demo` starts servers of its own",
+        )
+    if needs_store and settings.redis_url is None:
+        raise ConfigError(
+            "TM-1051",
+            f"{config}: no store address; give --redis-url redis://HOST:PORT/0, set TIDEMILL_REDIS_URL, or write "
+            "`redis_url:`; `tidemill demo` starts servers of its own",
+        )
+    return settings
+
+
+def _form(name: str) -> Any:
+    from tidemill.apps.results import Form
+
+    forms = [form.value for form in Form]
+    if name not in forms:
+        raise typer.BadParameter(f"{name!r} is not a form; {_nearest(name, forms)}", param_hint="-o")
+    return Form(name)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    from difflib import get_close_matches
+
+    matches = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {matches[0]!r}?" if matches else f"there is {', '.join(known)}"
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Return only when the operator agrees; without a terminal nobody can be asked."""
+    if yes:
+        return
+    if sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm(question, err=True):
+        return
+    print("error: TM-1052 not confirmed, so nothing was changed; --yes agrees beforehand", file=sys.stderr)
+    raise typer.Exit(REFUSED)
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    try:
+        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TidemillError as error:
+        if _Voice.is_verbose:
+            traceback.print_exc()
+        lines = str(error).splitlines()
+        print("\n".join([f"error: {lines[0]}", *lines[1:]]), file=sys.stderr)
+        return error.exit_code
+    except _UsageError as error:
+        return _report_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone: nothing is left to say
+        return 0
+    except Exception as error:
+        if _Voice.is_verbose:
+            traceback.print_exc()
+        print(
+            f"error: TM-9000 {type(error).__name__}: {error}; this is a bug in Tidemill: please report it with the "
+            "command and the output of -v",
+            file=sys.stderr,
+        )
+        return BUG
+
+
+def _report_usage(error: Exception) -> int:
+    context: Any = getattr(error, "ctx", None)
+    message = error.format_message()  # type: ignore[attr-defined]
+    if not message:  # no command was given: typer has printed the help
+        return USAGE
+    command = context.command_path if context is not None else "tidemill"
+    print(f"error: TM-1053 {message}\nsee {command} --help", file=sys.stderr)
+    return USAGE
+
+
+def main() -> NoReturn:
+    """The installed command."""
+    sys.exit(run())

@@ -1,0 +1,261 @@
+"""The compute side of a worker: everything that one thread owns, from claim to commit.
+
+In: assignments and source batches. Out: commits in the store and in Kafka. Invariant: one thread calls it; between two
+calls every partition is either claimed with applied == committed, or must be claimed again before its next batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from tidemill.apps.claims import Claims
+from tidemill.apps.cycle import Cycle, CycleReport
+from tidemill.apps.failpoints import failpoint
+from tidemill.apps.folding import ExampleFold
+from tidemill.apps.publishing import Publishing
+from tidemill.apps.roll_forward import RollForward
+from tidemill.config import Settings, config_digest
+from tidemill.core.features import FeaturePlan
+from tidemill.core.pipeline import Pipeline, Turn
+from tidemill.core.records import Batch, Mark, Partition, Span
+from tidemill.io import kafka
+from tidemill.io.codec import WireCodec
+from tidemill.io.kafka_reader import LogReader
+from tidemill.io.redis_store import RedisStore
+from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.source import SourceBatch
+from tidemill.io.telemetry import Telemetry
+from tidemill.io.wire import InputDecoder
+from tidemill.models.learner import Learner
+
+
+def worker_group(app: str) -> str:
+    """The consumer group of an app's workers."""
+    return f"tidemill.{app}.worker"
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the rest of the worker may know of the engine; read from other threads, replaced as a whole.
+
+    group_limit: no record later than this event time may be taken now; None = no limit.
+    """
+
+    marks: Mapping[Partition, Mark]
+    group_limit: int | None
+    batches: int
+    records: int
+    n: int
+
+
+class Engine:
+    """Builds the objects of a worker and runs its cycles."""
+
+    def __init__(self, settings: Settings, *, slot: int, report: Callable[[str], None]) -> None:
+        assert settings.redis_url is not None and settings.bootstrap_servers is not None
+        spec = settings.app
+        self._spec = spec
+        self._report = report
+        self.telemetry = Telemetry()
+        self.worker = f"tidemill.{spec.name}.worker.{slot}"
+        clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+        self._clients = clients
+        self._decoder = InputDecoder(spec)
+        plan = FeaturePlan(spec)
+        self._pipeline = Pipeline(spec, plan, WireCodec(spec, self._decoder))
+        self._store = RedisStore(settings.redis_url, spec.name, owner_slot=str(slot), config_digest=config_digest(spec))
+        self._store.check_server()
+        snapshots = SnapshotStore(settings.data_folder / "snapshots")
+        examples = LogReader(clients, self._pipeline.examples_topic, 0)
+        # A snapshot beyond the end of the log belongs to another log of the same name.
+        newest = snapshots.newest(spec.name, "learner", examples.end_offset(), plan.digest, on_refused=report)
+        self._learner = Learner(
+            spec.learner,
+            plan.numeric_names,
+            plan.category_names,
+            feature_digest=plan.digest,
+            default_probability=spec.default_probability,
+            snapshot=newest,
+        )
+        self._fold = ExampleFold(
+            reader=examples,
+            learner=self._learner,
+            snapshots=snapshots,
+            app=spec.name,
+            is_bounded=settings.worker.is_bounded,
+        )
+        self._publishing = Publishing(
+            client_settings=clients,
+            transactional_id=self.worker,
+            examples_topic=self._pipeline.examples_topic,
+            incarnation=lambda: self._store.incarnation or "",
+            on_example=self._fold.expect,
+        )
+        self._claims = Claims(
+            client_settings=clients,
+            group=worker_group(spec.name),
+            partitions_of_app=self._partitions_of_app,
+            store=self._store,
+            publishing=self._publishing,
+            roll_forward=RollForward(
+                client_settings=clients,
+                pipeline=self._pipeline,
+                decoder=self._decoder,
+                store=self._store,
+                report=report,
+            ),
+            report=report,
+        )
+        self._cycle = Cycle(
+            pipeline=self._pipeline,
+            store=self._store,
+            scorer=self._learner,
+            publisher=self._publishing,
+            fold=self._fold,
+            is_current=lambda: self._generation == self.current_generation,
+            failpoint=failpoint,
+        )
+        self.current_generation = -1  # set by the main thread as soon as the group takes something away
+        self._generation = -1
+        self.epoch = -1  # of the batches to accept; the main thread sets it when reading begins anew
+        self._positions: dict[Partition, int] = {}
+        self._partition_count = -1
+        self._number = 0
+        self._records = 0
+        self.progress = Progress({}, None, 0, 0, self._learner.n)
+
+    def claim(self, partitions: frozenset[Partition], generation: int, group_metadata: object) -> dict[Partition, int]:
+        """Own exactly these partitions from now on; the offset that each starts from."""
+        self._generation = generation
+        self._positions = {}
+        self._partition_count = len(self._partitions_of_app())
+        self._positions = self._claims.take(partitions, group_metadata) if partitions else {}
+        self._show_first_records()
+        self._fold.catch_up()
+        self._see(self._store.marks())
+        return dict(self._positions)
+
+    @property
+    def positions(self) -> Mapping[Partition, int]:
+        """The next offset to commit of every partition owned; replaced, never changed in place."""
+        return self._positions
+
+    def process(self, source: SourceBatch) -> None:
+        """One batch: decode, cycle, account."""
+        if source.generation != self.current_generation or source.epoch != self.epoch:
+            return  # taken away or claimed anew since: its records are read again
+        self._publishing.group_metadata = source.group_metadata
+        batch = self._decoder.decode(source.records, source.spans)
+        self._run(batch)
+
+    def settle(self) -> bool:
+        """Settle rows that are due while no records come; True when there was something to settle."""
+        if not self._positions or self._generation != self.current_generation:
+            return False
+        before = self._number
+        self._run(_empty_batch())
+        return self._number > before
+
+    def look(self) -> None:
+        """Read the marks of the other workers again."""
+        self._see(self._store.marks())
+
+    def say_waiting(self, candidate_time: int) -> None:
+        """Nothing earlier than `candidate_time` will come from this worker's partitions: others may go up to it."""
+        self._store.touch(
+            {
+                partition: Mark("", -1, -1, candidate_time - 1, True)
+                for partition in self._positions
+                if self.progress.marks[partition].watermark < candidate_time - 1
+            }
+        )
+        self.look()
+
+    def close(self) -> None:
+        self._store.release(sorted(self._positions))
+        self._publishing.close()
+
+    def _run(self, batch: Batch) -> None:
+        whole = Batch(
+            spans={
+                **{p: Span(at, at, -1, False) for p, at in self._positions.items()},
+                **batch.spans,
+            },
+            time=batch.time,
+            kind=batch.kind,
+            topic_index=batch.topic_index,
+            partition=batch.partition,
+            offset=batch.offset,
+            records=batch.records,
+            dead_letters=batch.dead_letters,
+        )
+        turn = Turn(whole, self._group_watermark(), frozenset(self._positions), self.worker, self._number)
+        for report in self._cycle.run(turn):
+            if report.outcome.commit.spans:
+                self._account(report)
+
+    def _account(self, report: CycleReport) -> None:
+        commit = report.outcome.commit
+        self._number += 1
+        self._records += report.records
+        self._positions = {**self._positions, **{p: span.next for p, span in commit.spans.items()}}
+        self.telemetry.observe_cycle(
+            records=report.records,
+            outcomes=report.outcome.outcomes,
+            dead_letter_codes=report.dead_letter_codes,
+            seconds_by_stage=report.seconds_by_stage,
+            watermarks={p: mark.watermark for p, mark in report.marks.items()},
+            n=self._learner.n,
+        )
+        self._see(report.marks)
+
+    def _see(self, marks: Mapping[Partition, Mark]) -> None:
+        others = [mark.watermark for p, mark in marks.items() if p not in self._positions and mark.is_lagging]
+        limit = min(others) + self._spec.max_skew_ms if others else None
+        self.progress = Progress(marks, limit, self._number, self._records, self._learner.n)
+
+    def _group_watermark(self) -> int:
+        """The smallest watermark of all partitions of the app; -1 while one of them has shown nothing."""
+        marks = self.progress.marks
+        if len(marks) < self._partition_count:
+            return -1
+        return min((mark.watermark for mark in marks.values()), default=-1)
+
+    def _show_first_records(self) -> None:
+        """A claimed partition that has records but was never processed shows the time before its first record, so
+        that other workers neither run away from it nor wait for it for ever."""
+        marks = self._store.marks()
+        unseen = [p for p in self._positions if marks[p].watermark < 0]
+        bounds = kafka.log_bounds(self._clients, unseen) if unseen else {}
+        first_times: dict[Partition, Mark] = {}
+        for partition in unseen:
+            if bounds[partition][1] <= self._positions[partition]:
+                continue
+            reader = LogReader(self._clients, partition.topic, partition.number)
+            reader.seek(self._positions[partition])
+            messages = reader.read(until_offset=None, timeout_s=1.0, max_records=1)
+            reader.close()
+            if messages:
+                first_times[partition] = Mark("", -1, -1, messages[0].timestamp()[1] - 1, True)
+        if first_times:
+            self._store.touch(first_times)
+
+    def _partitions_of_app(self) -> list[Partition]:
+        counts = kafka.partition_counts(self._clients, [topic.name for topic in self._spec.topics])
+        return [Partition(name, number) for name, count in counts.items() for number in range(count)]
+
+
+def _empty_batch() -> Batch:
+    nothing = np.empty(0, dtype=np.int64)
+    return Batch(
+        spans={},
+        time=nothing,
+        kind=nothing.astype(np.int8),
+        topic_index=nothing.astype(np.int16),
+        partition=nothing.astype(np.int32),
+        offset=nothing,
+        records={},
+    )

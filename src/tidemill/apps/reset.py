@@ -1,0 +1,169 @@
+"""`tidemill reset`: make the store and the consumer group agree again, by decision of the operator.
+
+In: an app's settings, where to go. Out: what was (or would be) moved, by partition. Invariant: nothing moves while the
+group has living members, and nothing moves in a dry run.
+
+`applied`: the group's offsets follow the store. Outputs that the store applied and Kafka does not hold are kept for the
+next worker to publish: which ones those are is read from the commits log, not guessed. `earliest`: the store's keys and
+the group's offsets are deleted; every record is processed, and every output published, again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tidemill.apps.engine import worker_group
+from tidemill.apps.publishing import offset_metadata
+from tidemill.config import Settings, config_digest
+from tidemill.core.records import Partition
+from tidemill.errors import ModelRefusedError, StateLostError, TidemillError
+from tidemill.io import kafka
+from tidemill.io.kafka_reader import read_topic
+from tidemill.io.redis_store import ClaimedPartition, RedisStore
+from tidemill.io.slices import unpack_slice
+
+Target = Literal["applied", "earliest"]
+
+
+class RefusedError(TidemillError):
+    """The operator has to do something first; nothing was changed."""
+
+    exit_code = ModelRefusedError.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One partition: the group's offset before and after; None = none. `lost`: records that are skipped for good."""
+
+    partition: Partition
+    before: int | None
+    after: int | None
+    lost: int = 0
+
+
+def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]:
+    """Move the group, or tell how it would move.
+
+    Raises:
+        RefusedError: TM-4301, the group has living members.
+        StateLostError: TM-4302, the store holds nothing to follow.
+        UnavailableError: a server did not answer.
+    """
+    assert settings.bootstrap_servers is not None and settings.redis_url is not None
+    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    group = worker_group(settings.app.name)
+    refuse_living_members(kafka.living_members(clients, group), group)
+    counts = kafka.partition_counts(clients, [topic.name for topic in settings.app.topics])
+    partitions = [Partition(name, number) for name, count in counts.items() for number in range(count)]
+    committed = {p: at for p, (at, _) in kafka.committed_offsets(clients, group, partitions).items()}
+    store = RedisStore(
+        settings.redis_url, settings.app.name, owner_slot="reset", config_digest=config_digest(settings.app)
+    )
+    try:
+        if target == "earliest":
+            if not is_dry_run:
+                # The group first: a stop between the two leaves a store without a group, which no worker mistakes.
+                kafka.delete_group(clients, group)
+                store.wipe()
+            return [Move(p, committed[p], None) for p in partitions]
+        bounds = kafka.log_bounds(clients, partitions)
+        log_starts = {p: start for p, (start, _) in bounds.items()}
+        if is_dry_run:
+            applied = {p: mark.applied for p, mark in store.marks().items() if mark.applied >= 0}
+            _need_progress(applied, settings.app.name)
+            return [
+                Move(p, committed[p], max(at, log_starts[p]), max(0, log_starts[p] - at))
+                for p, at in sorted(applied.items())
+            ]
+        return _follow_store(clients, settings.app.name, store, partitions, committed, log_starts)
+    finally:
+        store.close()
+
+
+def accept_configuration(settings: Settings) -> None:
+    """From now on the store belongs to workers of this configuration.
+
+    Raises:
+        RefusedError: TM-4301, the group has living members.
+    """
+    assert settings.bootstrap_servers is not None and settings.redis_url is not None
+    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    group = worker_group(settings.app.name)
+    refuse_living_members(kafka.living_members(clients, group), group)
+    store = RedisStore(
+        settings.redis_url, settings.app.name, owner_slot="reset", config_digest=config_digest(settings.app)
+    )
+    store.set_config()
+    store.close()
+
+
+def refuse_living_members(count: int, group: str) -> None:
+    """Moving offsets under a running worker would lose or double records."""
+    if count:
+        raise RefusedError(
+            "TM-4301",
+            f"group {group} has {count} living member{'s' * (count > 1)}: stop all workers first (one that was killed "
+            "counts until its session times out, about ten seconds), then run the reset again",
+        )
+
+
+def follow(
+    found: ClaimedPartition, *, incarnation: str, published: frozenset[bytes], commits_topic: str
+) -> tuple[int, str]:
+    """The offset and metadata that the group must have for the next worker to go on exactly once.
+
+    Args:
+        found: what the store holds of one partition; `applied` is known.
+        published: the values of the commits log: a slice whose record is among them is in Kafka with all its outputs,
+            for they were written in one transaction.
+    """
+    assert found.applied is not None
+    offset, metadata = found.slices[0][0] if found.slices else found.applied, incarnation
+    for start, next_, packed in found.slices:
+        outputs = unpack_slice(packed)
+        records = {output.value for output in outputs if output.topic == commits_topic}
+        if outputs and not (records and records <= published):
+            break
+        offset, metadata = next_, offset_metadata(incarnation, start, next_, packed)
+    return offset, metadata
+
+
+def _follow_store(
+    clients: Mapping[str, Any],
+    app: str,
+    store: RedisStore,
+    partitions: Sequence[Partition],
+    committed: Mapping[Partition, int | None],
+    log_starts: Mapping[Partition, int],
+) -> list[Move]:
+    group, commits_topic = worker_group(app), f"{app}.commits.v1"
+    # The claim voids whatever a worker sent before it died: from here on the store stands still.
+    view = store.claim(partitions, may_create=False)
+    known = {p: found for p, found in view.partitions.items() if found.applied is not None}
+    _need_progress(known, app)
+    assert view.incarnation is not None
+    published: frozenset[bytes] = frozenset()
+    if any(found.slices for found in known.values()):
+        published = frozenset(m.value() for messages in read_topic(clients, commits_topic) for m in messages)
+    moves = []
+    for partition, found in sorted(known.items()):
+        offset, metadata = follow(found, incarnation=view.incarnation, published=published, commits_topic=commits_topic)
+        lost = 0
+        if offset == found.applied and log_starts[partition] > offset:
+            lost, offset, metadata = log_starts[partition] - offset, log_starts[partition], view.incarnation
+            store.set_positions({partition: offset})
+        kafka.set_committed_offsets(clients, group, {partition: offset}, metadata)
+        moves.append(Move(partition, committed[partition], offset, lost))
+    store.release(partitions)
+    return moves
+
+
+def _need_progress(known: Mapping[Partition, object], app: str) -> None:
+    if not known:
+        raise StateLostError(
+            "TM-4302",
+            f"the store holds no position of app {app}, so there is nothing to follow; check the store's address, "
+            "restore it from a backup, or begin again with `tidemill reset --to earliest`",
+        )

@@ -1,0 +1,141 @@
+"""Rebuild what the store forgot: apply the log again, publish nothing.
+
+In: offset ranges whose outputs are already in Kafka. Out: feature state and rows as if the store had never lost them,
+features and scores of open predictions taken from the predictions topic. Invariant: deltas are functions of the
+records alone, so the digest of the feature state is that of the first time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from tidemill.core.labels import EventEntry
+from tidemill.core.merge import Offered, TimeOrderedMerge
+from tidemill.core.pipeline import Pipeline, Turn
+from tidemill.core.ports import Conflict, Store
+from tidemill.core.records import Batch, Commit, Partition, Span
+from tidemill.core.tables import SERVED
+from tidemill.io.kafka_reader import LogReader
+from tidemill.io.source import SourceRecord
+from tidemill.io.wire import InputDecoder, decode
+
+READ_RECORDS_MAX = 5_000  # per poll; bounds memory, not meaning
+
+
+class PublishedPredictions:
+    """The predictions of some source ranges, as served. Fulfils `core.pipeline.Served`."""
+
+    def __init__(self, rows: pa.Table, sources: Sequence[tuple[int, int, int]]) -> None:
+        self._rows = rows
+        self._row_of = {source: row for row, source in enumerate(sources)}
+        self.sources = frozenset(self._row_of)
+
+    def columns(self, events: Sequence[EventEntry]) -> pa.RecordBatch:
+        rows = [self._row_of[event.topic_index, event.partition, event.offset] for event in events]
+        taken = self._rows.take(pa.array(rows, pa.int64())).combine_chunks().to_batches()
+        return taken[0] if taken else pa.RecordBatch.from_pylist([], schema=SERVED)
+
+
+def _offered(message: Any) -> Offered:
+    time, is_end = punctuation_of(message) if message.value() is None else (None, False)
+    stamp = message.timestamp()[1]
+    return Offered(stamp if time is None else time, message.offset(), message, time is not None, is_end)
+
+
+class RollForward:
+    """Applies ranges of the inputs to the store without outputs; the compute thread owns it."""
+
+    def __init__(
+        self,
+        *,
+        client_settings: Mapping[str, Any],
+        pipeline: Pipeline,
+        decoder: InputDecoder,
+        store: Store,
+        report: Callable[[str], None],
+    ) -> None:
+        self._client_settings = client_settings
+        self._pipeline = pipeline
+        self._decoder = decoder
+        self._store = store
+        self._report = report
+
+    def run(self, ranges: Mapping[Partition, tuple[int, int]], owned: frozenset[Partition]) -> None:
+        """Apply the records of every range [start, end), in merged order.
+
+        Expiry is left to the first live batches: a row that the group watermark has passed is settled there.
+        """
+        served = self._published(ranges)
+        applied = {partition: start for partition, (start, _) in ranges.items()}
+        self._report(f"{len(served.sources)} published predictions found for the ranges")
+        for number, batch in enumerate(self._batches(ranges)):
+            turn = Turn(batch, group_watermark=-1, owned=owned, worker="roll-forward", number=number)
+            while True:
+                reads = self._pipeline.reads(turn)
+                commit = self._pipeline.roll_forward(turn, reads, self._store.read(reads), served)
+                if not isinstance(self._store.commit(commit), Conflict):
+                    break
+            applied.update({partition: span.next for partition, span in batch.spans.items()})
+        # Holes at the end of a range belong to it: the next batch starts where the group's offset stands.
+        holes = {p: Span(applied[p], end, -1, False) for p, (_, end) in ranges.items() if applied[p] < end}
+        if holes:
+            self._store.commit(Commit(spans=holes))
+
+    def _batches(self, ranges: Mapping[Partition, tuple[int, int]]) -> Iterator[Batch]:
+        topics = self._pipeline.spec.topics
+        merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=False)
+        index_of = {topic.name: index for index, topic in enumerate(topics)}
+        readers: dict[Partition, LogReader] = {}
+        for partition, (start, _) in ranges.items():
+            readers[partition] = LogReader(self._client_settings, partition.topic, partition.number)
+            readers[partition].seek(start)
+            merge.add_partition(index_of[partition.topic], partition.number, start)
+        while True:
+            unfinished = set()
+            for partition, reader in readers.items():
+                place, end = (index_of[partition.topic], partition.number), ranges[partition][1]
+                if reader.position >= end:
+                    continue
+                unfinished.add(place)
+                if merge.buffered(place) < READ_RECORDS_MAX:
+                    messages = reader.read(until_offset=end, timeout_s=0.05, max_records=READ_RECORDS_MAX)
+                    merge.offer(*place, [_offered(message) for message in messages])
+            cut = merge.take(self._pipeline.spec.batch_records, limit=None, lagging=unfinished)
+            if cut is not None:
+                records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
+                spans = {Partition(topics[at].name, number): span for (at, number), span in cut.spans.items()}
+                yield self._decoder.decode(records, spans)
+            elif not unfinished:
+                break
+        for partition, reader in readers.items():
+            reader.close()
+
+    def _published(self, ranges: Mapping[Partition, tuple[int, int]]) -> PublishedPredictions:
+        index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
+        reader = LogReader(self._client_settings, self._pipeline.predictions_topic, 0)
+        tables: list[pa.Table] = []
+        sources: list[tuple[int, int, int]] = []
+        for number in range(reader.partition_count()):
+            part = LogReader(self._client_settings, self._pipeline.predictions_topic, number)
+            part.seek(0)
+            end = part.end_offset()
+            while part.position < end:
+                messages = part.read(until_offset=end, timeout_s=0.1, max_records=READ_RECORDS_MAX)
+                if not messages:
+                    continue
+                found = decode("prediction.v1", [m.value() for m in messages])
+                keep = []
+                for row, (topic, partition, offset) in enumerate(
+                    zip(*(found.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
+                ):
+                    start, stop = ranges.get(Partition(topic, partition), (0, 0))
+                    if start <= offset < stop:
+                        keep.append(row)
+                        sources.append((index_of[topic], partition, offset))
+                tables.append(pa.Table.from_batches([found.select(SERVED.names).take(pa.array(keep)).cast(SERVED)]))
+            part.close()
+        reader.close()
+        return PublishedPredictions(pa.concat_tables(tables) if tables else SERVED.empty_table(), sources)

@@ -1,0 +1,158 @@
+"""Does an app make sense as a whole: topics, fields and types that are named in one place and declared in another.
+
+In: an `AppSpec` whose parts are valid one by one. Out: problems, each with its place in the YAML document.
+Invariant: an app without problems reads only fields that exist, with types that the features can use.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from tidemill.core.spec import AppSpec, Condition, FeatureSpec, GroupSpec, TopicSpec
+
+Location = tuple[Hashable, ...]  # keys and indexes from the root of the YAML document
+Problem = tuple[Location, str]
+
+OUTPUT_KINDS = ("predictions", "examples", "commits", "metrics", "alerts", "models")  # topics `<app>.<kind>.v1`
+NUMBERS = frozenset({"int", "long", "float", "double"})
+TEXTS = frozenset({"string", "enum"})
+WHOLE = frozenset({"int", "long"})
+NAMES = TEXTS | WHOLE  # what can be part of an entity's key
+
+
+def check_app(spec: AppSpec) -> Iterator[Problem]:
+    """Every problem of the app, in the order of YAML within each kind of check."""
+    yield from _check_topics(spec)
+    schemas = {topic.name: Fields.of(topic) for topic in spec.topics}
+    events = [topic.name for topic in spec.topics if topic.role == "event"]
+    labels = [topic.name for topic in spec.topics if topic.role == "label"]
+    for role, found in (("event", events), ("label", labels)):
+        if len(found) != 1:
+            have = ", ".join(found) or "none"
+            yield ("topics",), f"an app has exactly one topic of role {role}, found {have}; add it, or make two apps"
+    if len(events) != 1 or len(labels) != 1:
+        return  # what follows would only repeat it
+    for index, condition in enumerate(spec.label.positive_if_any):
+        yield from _check_condition(("label", "positive_if_any", index), condition, schemas[labels[0]])
+    counts = Counter(feature.name for group in spec.groups for feature in group.features)
+    for group in spec.groups:
+        for feature in group.features:
+            place = ("groups", group.name, "features", feature.name)
+            if counts[feature.name] > 1:
+                yield place, f"feature {feature.name} stands in more than one group; names are unique in an app"
+            yield from _check_feature(place, feature, schemas, event=events[0])
+        yield from _check_entity(group, spec, schemas, event=events[0])
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How an error about an unknown name ends."""
+    names = sorted(known)
+    matches = get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; known are {', '.join(names) or 'none'}"
+
+
+class Field(NamedTuple):
+    type: str  # Avro's primitive or complex type, without null
+    is_nullable: bool
+    symbols: tuple[str, ...] = ()  # of an enum
+
+
+class Fields(NamedTuple):
+    """The fields of one topic, by name."""
+
+    topic: str
+    role: str
+    by_name: Mapping[str, Field]
+
+    @staticmethod
+    def of(topic: TopicSpec) -> Fields:
+        named: dict[str, Field] = {}
+        fields = {one["name"]: _read_type(one["type"], named) for one in topic.schema["fields"]}
+        return Fields(topic.name, topic.role, fields)
+
+    def check(self, place: Location, name: str, types: frozenset[str], use: str) -> Iterator[Problem]:
+        """The field must exist and have one of `types` to be used as `use`."""
+        found = self.by_name.get(name)
+        if found is None:
+            yield place, f"{self.topic} has no field {name!r}{nearest(name, self.by_name)}"
+        elif found.type not in types:
+            yield place, f"{use} must be {' or '.join(sorted(types))}, but {self.topic}.{name} is {found.type}"
+
+
+def _read_type(declared: Any, named: dict[str, Field]) -> Field:
+    """Type, nullability and symbols of a field; `named` remembers enums that later fields may refer to by name."""
+    if isinstance(declared, list):
+        rest = [one for one in declared if one != "null"]
+        inner = _read_type(rest[0], named) if len(rest) == 1 else Field("union", False)
+        return inner._replace(is_nullable=len(rest) < len(declared))
+    if isinstance(declared, dict):
+        if declared["type"] == "enum":
+            named[declared["name"]] = Field("enum", False, tuple(declared["symbols"]))
+            return named[declared["name"]]
+        return _read_type(declared["type"], named)
+    return named.get(declared, Field(declared, False))
+
+
+def _check_topics(spec: AppSpec) -> Iterator[Problem]:
+    names = {topic.name for topic in spec.topics}
+    written = {f"{spec.name}.{kind}.v1" for kind in OUTPUT_KINDS} | {f"{name}.dlq" for name in names}
+    for topic in spec.topics:
+        place = ("topics", topic.name)
+        fields = Fields.of(topic)
+        if topic.name in written:
+            yield place, f"{topic.name} is a topic that Tidemill writes; rename the app or read another topic"
+        if topic.id_field is not None:
+            yield from fields.check((*place, "id"), topic.id_field, frozenset({"string"}), "an id")
+            if topic.id_field in fields.by_name and fields.by_name[topic.id_field].is_nullable:
+                yield (*place, "id"), f"an id is never null, but {topic.name}.{topic.id_field} may be"
+        elif topic.role != "context":
+            yield place, f"{topic.name} has role {topic.role} and needs `id`: the field that names the event"
+        if topic.time_field is not None:
+            yield from fields.check((*place, "time"), topic.time_field, frozenset({"long"}), "an event time")
+
+
+def _check_condition(place: Location, condition: Condition, label: Fields) -> Iterator[Problem]:
+    use = "a field of a label condition"
+    if condition.one_of is not None or isinstance(condition.equals, str):
+        texts = condition.one_of if condition.one_of is not None else (str(condition.equals),)
+        yield from label.check(place, condition.field, TEXTS, use)
+        symbols = label.by_name[condition.field].symbols if condition.field in label.by_name else ()
+        for text in texts:
+            if symbols and text not in symbols:
+                yield place, f"{label.topic}.{condition.field} is never {text!r}{nearest(text, symbols)}"
+    else:
+        types = frozenset({"boolean"}) if isinstance(condition.equals, bool) else NUMBERS
+        yield from label.check(place, condition.field, types, use)
+
+
+def _check_feature(
+    place: Location, feature: FeatureSpec, schemas: Mapping[str, Fields], *, event: str
+) -> Iterator[Problem]:
+    source = schemas.get(feature.of or event)
+    if source is None:
+        yield (*place, "of"), f"no topic {feature.of!r}{nearest(str(feature.of), schemas)}"
+    elif feature.kind == "field":
+        yield from source.check(place, str(feature.field), NUMBERS | {"boolean"}, "a field feature")
+    elif feature.kind == "category":
+        yield from source.check(place, str(feature.field), NAMES | {"boolean"}, "a category")
+    elif feature.kind == "latest":
+        yield from source.check(place, str(feature.field), NUMBERS | {"boolean"}, "a latest value")
+    elif feature.kind == "mean" and feature.value == "label":
+        if source.role != "label":
+            yield place, f"a mean of the label is made of the label topic, but {source.topic} has role {source.role}"
+    elif feature.kind == "mean":
+        yield from source.check(place, str(feature.value), NUMBERS, "the value of a mean")
+
+
+def _check_entity(group: GroupSpec, spec: AppSpec, schemas: Mapping[str, Fields], *, event: str) -> Iterator[Problem]:
+    """The entity's fields must be in the event (that asks) and in each topic that feeds; a label has its event's."""
+    feeds = {feature.of for feature in group.features if feature.of in schemas}
+    asked = [event, *(topic.name for topic in spec.topics if topic.name in feeds and topic.role == "context")]
+    for index, name in enumerate(group.entity):
+        for topic in asked:
+            yield from schemas[topic].check(("groups", group.name, "entity", index), name, NAMES, "an entity field")
+    for name in sorted(name for name, count in Counter(group.entity).items() if count > 1):
+        yield ("groups", group.name, "entity"), f"entity field {name} stands twice"

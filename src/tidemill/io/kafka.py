@@ -1,0 +1,175 @@
+"""Kafka's admin side: one builder of client settings, topics, offsets.
+
+In: names and settings. Out: plain values. Invariant: every client of Tidemill is configured by `client_settings`; what
+librdkafka raises leaves here as one of our errors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tidemill.core.records import Partition
+from tidemill.errors import UnavailableError
+
+REQUEST_TIMEOUT_S = 20.0  # a broker that elects or restarts answers within seconds
+STABLE_DEADLINE_S = (
+    30.0  # a dead worker's transaction ends after its time-out of 10 s, and the broker looks now and then
+)
+NOT_YET_RETRY_S = 0.02  # the marker of a transaction that has just ended arrives within milliseconds
+
+_NOT_YET = {
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+}
+MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a dead letter must fit whatever its input topic accepted
+
+
+def client_settings(bootstrap_servers: str, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Settings that every client shares; `extra` is the user's `kafka:` block, given verbatim."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        "client.id": "tidemill",
+        "log_level": 0,  # librdkafka writes to stderr by itself; what matters comes back as errors
+        "reconnect.backoff.max.ms": 1000,
+        "topic.metadata.refresh.interval.ms": 30_000,
+        **(extra or {}),
+    }
+
+
+@contextmanager
+def unavailable_unless_answered(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what a client raises into an UnavailableError that names the request and the broker."""
+    try:
+        yield
+    except KafkaException as error:
+        reason = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+        raise UnavailableError(
+            "TM-3010",
+            f"Kafka at {settings['bootstrap.servers']} did not {what}: {reason}; check that the broker runs and that "
+            "the address and the `kafka:` settings are right",
+        ) from None
+
+
+def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config: Mapping[str, str]) -> list[str]:
+    """Create the topics that are missing, with these partition counts; the names that were created."""
+    with unavailable_unless_answered("create topics", settings):
+        admin = AdminClient(dict(settings))
+        wanted = [
+            NewTopic(name, num_partitions=count, replication_factor=-1, config=dict(config))
+            for name, count in topics.items()
+        ]
+        created = []
+        for name, future in admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items() if wanted else ():
+            try:
+                future.result()
+                created.append(name)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+    return created
+
+
+def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, int]:
+    """How many partitions each topic has.
+
+    Raises:
+        UnavailableError: TM-3011 a topic does not exist.
+    """
+    with unavailable_unless_answered("list its topics", settings):
+        found = AdminClient(dict(settings)).list_topics(timeout=REQUEST_TIMEOUT_S).topics
+    missing = [name for name in topics if name not in found]
+    if missing:
+        raise UnavailableError(
+            "TM-3011",
+            f"topic {missing[0]} does not exist at {settings['bootstrap.servers']}; create it, or fix its name",
+        )
+    return {name: len(found[name].partitions) for name in topics}
+
+
+def committed_offsets(
+    settings: Mapping[str, Any], group: str, partitions: Sequence[Partition]
+) -> dict[Partition, tuple[int | None, str]]:
+    """(offset, metadata) that the group committed, once no transaction on them is open; (None, "") where there is none."""
+    if not partitions:
+        return {}
+    request = ConsumerGroupTopicPartitions(group, [TopicPartition(p.topic, p.number) for p in partitions])
+    with unavailable_unless_answered(f"return the offsets of group {group}", settings):
+        admin = AdminClient(dict(settings))
+        deadline = time.monotonic() + STABLE_DEADLINE_S
+        while True:
+            try:
+                offsets = _stable_offsets(admin, group, request)
+                break
+            except KafkaException as error:
+                if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                    raise
+                time.sleep(NOT_YET_RETRY_S)
+    return {
+        Partition(at.topic, at.partition): (at.offset, at.metadata or "") if at.offset >= 0 else (None, "")
+        for at in offsets
+    }
+
+
+def _stable_offsets(admin: AdminClient, group: str, request: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
+    answer = admin.list_consumer_group_offsets([request], require_stable=True, request_timeout=REQUEST_TIMEOUT_S)
+    offsets: list[TopicPartition] = answer[group].result().topic_partitions
+    for at in offsets:  # an offset in an open transaction reads as absent, with an error beside it
+        if at.error is not None:
+            raise KafkaException(at.error)
+    return offsets
+
+
+def set_committed_offsets(
+    settings: Mapping[str, Any], group: str, offsets: Mapping[Partition, int], metadata: str
+) -> None:
+    """Move the group's offsets; only `tidemill reset` does so, and only while the group has no members."""
+    at = [TopicPartition(p.topic, p.number, offset, metadata) for p, offset in offsets.items()]
+    with unavailable_unless_answered(f"move the offsets of group {group}", settings):
+        AdminClient(dict(settings)).alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, at)])[
+            group
+        ].result()
+
+
+def delete_group(settings: Mapping[str, Any], group: str) -> None:
+    """Forget a group and its offsets; nothing happens when there is none."""
+    with unavailable_unless_answered(f"delete group {group}", settings):
+        try:
+            AdminClient(dict(settings)).delete_consumer_groups([group])[group].result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                raise
+
+
+def living_members(settings: Mapping[str, Any], group: str) -> int:
+    """How many members the group has now."""
+    with unavailable_unless_answered(f"describe group {group}", settings):
+        try:
+            described = AdminClient(dict(settings)).describe_consumer_groups([group])[group].result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return 0
+            raise
+    return len(described.members)
+
+
+def log_bounds(settings: Mapping[str, Any], partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+    """(first offset, end offset) of each partition; the end is behind the last committed record."""
+    if not partitions:
+        return {}
+    with unavailable_unless_answered("return its log bounds", settings):
+        consumer = Consumer({**settings, "group.id": "tidemill.none", "isolation.level": "read_committed"})
+        try:
+            return {
+                p: consumer.get_watermark_offsets(TopicPartition(p.topic, p.number), timeout=REQUEST_TIMEOUT_S)
+                for p in partitions
+            }
+        finally:
+            consumer.close()

@@ -1,0 +1,115 @@
+"""Read one partition of a log from any offset, committed records only, in no group.
+
+In: a topic, a partition, an offset. Out: messages in order. Invariant: `position` is the next offset to read, holes
+(transaction markers, aborted records) included, so it reaches the end of a log that ends in a marker.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+
+from tidemill.errors import StateLostError, UnavailableError
+from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_unless_answered
+
+TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic`; bounds memory
+
+
+class LogReader:
+    """One thread owns it."""
+
+    def __init__(self, settings: Mapping[str, Any], topic: str, partition: int) -> None:
+        self._settings = settings
+        self._at = TopicPartition(topic, partition)
+        self.position = 0
+        self._held: list[Message] = []  # read, but at or behind the offset that the caller asked to stop at
+        self._consumer = Consumer(
+            {
+                **settings,
+                "group.id": "tidemill.none",  # required by the client, never used: nothing is subscribed or committed
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "auto.offset.reset": "error",
+                "enable.partition.eof": True,  # tells the position behind markers at the end
+                "fetch.wait.max.ms": 10,
+                "fetch.error.backoff.ms": 10,
+            }
+        )
+
+    def seek(self, offset: int) -> None:
+        self.position = offset
+        self._held = []
+        self._consumer.assign([TopicPartition(self._at.topic, self._at.partition, offset)])
+
+    def first_offset(self) -> int:
+        with unavailable_unless_answered(f"return the start of {self._at.topic}", self._settings):
+            return self._consumer.get_watermark_offsets(self._at, timeout=REQUEST_TIMEOUT_S, cached=False)[0]
+
+    def end_offset(self) -> int:
+        """The last stable offset: every record before it is committed or aborted."""
+        with unavailable_unless_answered(f"return the end of {self._at.topic}", self._settings):
+            return self._consumer.get_watermark_offsets(self._at, timeout=REQUEST_TIMEOUT_S, cached=False)[1]
+
+    def read(self, *, until_offset: int | None, timeout_s: float, max_records: int) -> list[Message]:
+        """What is there, or else comes first within `timeout_s`: at most `max_records`, all before `until_offset`.
+
+        Raises:
+            StateLostError: the log no longer holds the position.
+            UnavailableError: another error of the client that it does not retry by itself.
+        """
+        found: list[Message] = []
+        deadline = time.monotonic() + timeout_s
+        while len(found) < max_records and (until_offset is None or self.position < until_offset):
+            messages = self._fetch(max_records - len(found), 0.0 if found else max(0.0, deadline - time.monotonic()))
+            if not messages:
+                break
+            for index, message in enumerate(messages):
+                if message.error() is not None:
+                    self._take_error(message)
+                elif until_offset is None or message.offset() < until_offset:
+                    found.append(message)
+                    self.position = message.offset() + 1
+                else:
+                    self._held = messages[index:]
+                    self.position = until_offset
+                    break
+        return found
+
+    def _fetch(self, max_records: int, timeout_s: float) -> list[Message]:
+        if self._held:
+            held, self._held = self._held[:max_records], self._held[max_records:]
+            return held
+        first = self._consumer.poll(timeout_s)  # `consume` alone waits for the whole count or the whole time
+        return [] if first is None else [first, *self._consumer.consume(max_records - 1, 0.0)]
+
+    def close(self) -> None:
+        self._consumer.close()
+
+    def _take_error(self, message: Message) -> None:
+        error = message.error()
+        place = f"{self._at.topic}[{self._at.partition}]@{self.position}"
+        if error.code() == KafkaError._PARTITION_EOF:
+            self.position = max(self.position, message.offset())
+        elif error.code() in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
+            raise StateLostError(
+                "TM-4020",
+                f"{place} is no longer in the log: records were deleted; restore the topic, or see `tidemill reset`",
+            )
+        elif not error.retriable() and error.code() != KafkaError._ALL_BROKERS_DOWN:
+            raise UnavailableError("TM-3012", f"{place} cannot be read: {error.str()}")
+
+
+def read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
+    """All committed records that a topic holds now, partition after partition."""
+    for number in range(partition_counts(settings, [topic])[topic]):
+        reader = LogReader(settings, topic, number)
+        end = reader.end_offset()
+        reader.seek(reader.first_offset())
+        while reader.position < end:
+            messages = reader.read(until_offset=end, timeout_s=1.0, max_records=TOPIC_RECORDS_MAX)
+            if messages:
+                yield messages
+        reader.close()

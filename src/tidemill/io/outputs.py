@@ -1,0 +1,189 @@
+"""Tidemill's own records: columns to bytes, and back.
+
+In: columns of one of the schemas under `schemas/tidemill`. Out: one value per row, and the inverse. Invariant: decoding
+what was encoded gives the same columns; values in topics are framed, rows of the store begin with a state version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyruhvro
+
+from tidemill.core.records import ExampleColumns, FeatureBatch, Float32s, Int64s
+from tidemill.errors import InvariantError, RecordError, StateLostError
+from tidemill.io.dead_letters import Code
+from tidemill.io.framing import HEADER_BYTES, fingerprint_text, header_of
+from tidemill.resources import schema_text
+
+ROW_SCHEMA = "row.v1"
+ROW_PREFIX = b"\x01"  # version of the stored row; a new layout gets a new number and reads the old one
+
+
+class Command(NamedTuple):
+    """A change of model in the examples log, at its offset; the fields are those of command.v1."""
+
+    offset: int
+    id: str
+    kind: str
+    expects: str
+    model_version: str
+    cause: str
+    time: int
+
+
+class Encoder:
+    """Columns to bytes for one of Tidemill's schemas: framed for topics, with the state version for rows."""
+
+    def __init__(self, schema_name: str) -> None:
+        self._name = schema_name
+        self._text = schema_text(schema_name)
+        self._columns = _columns_of(schema_name)
+        self._prefix = _prefix_of(schema_name)
+
+    def encode(self, columns: pa.RecordBatch | Mapping[str, Any]) -> list[bytes]:
+        """One value per row. Columns (Arrow, numpy, sequences) are found by name; a 2-D array becomes one list per row.
+
+        Raises:
+            InvariantError: a column is missing, has another type, or has a null where the schema has none.
+        """
+        try:
+            arrays = [_as_array(columns[field.name], field.type) for field in self._columns]
+            batch = pa.RecordBatch.from_arrays(arrays, schema=self._columns)
+        except (KeyError, pa.ArrowException) as error:
+            raise InvariantError("TM-9010", f"{self._name} cannot be encoded: {error}") from error
+        if not batch.num_rows:
+            return []
+        for field, array in zip(self._columns, arrays, strict=True):
+            if array.null_count and not field.nullable:
+                raise InvariantError("TM-9011", f"{self._name}.{field.name} is null in {array.null_count} rows")
+        bodies = pa.chunked_array(pyruhvro.serialize_record_batch(batch, self._text, 1)).to_pylist()
+        prefix = self._prefix
+        return [prefix + body for body in bodies]
+
+
+def decode(schema_name: str, values: Sequence[bytes]) -> pa.RecordBatch:
+    """The columns of consecutive values of one schema.
+
+    Raises:
+        RecordError: a value has another schema, or is not whole.
+    """
+    if not values:
+        return pa.RecordBatch.from_pylist([], schema=_columns_of(schema_name))
+    prefix = _prefix_of(schema_name)
+    length = len(prefix)
+    for value in values:
+        if not value.startswith(prefix):
+            raise RecordError(Code.UNKNOWN_SCHEMA, _foreign(schema_name, value))
+    try:
+        columns = pyruhvro.deserialize_array([value[length:] for value in values], schema_text(schema_name))
+        columns.validate(full=True)
+    except (ValueError, RuntimeError) as error:
+        raise RecordError(
+            Code.OUT_OF_TYPE, f"{len(values)} values of {schema_name}: {error}; the log or store holds foreign bytes"
+        ) from error
+    return columns
+
+
+def decode_rows(tails: Sequence[bytes]) -> pa.RecordBatch:
+    """The columns of row.v1, one row per stored tail."""
+    return decode(ROW_SCHEMA, tails)
+
+
+def decode_examples(values: Sequence[bytes], offsets: Sequence[int]) -> tuple[ExampleColumns, list[Command]]:
+    """Consecutive records of the examples log: what the fold learns from, and the commands among them.
+
+    Raises:
+        RecordError: a value is neither an example nor a command.
+        StateLostError: examples with different numbers of features.
+    """
+    command_prefix = _prefix_of("command.v1")
+    is_command = [value.startswith(command_prefix) for value in values]
+    if not any(is_command):
+        return _examples(values, np.array(offsets, dtype=np.int64)), []
+    places = list(zip(values, offsets, is_command, strict=True))
+    found = decode("command.v1", [value for value, _, is_one in places if is_one]).to_pylist()
+    commands = [Command(at, **row) for at, row in zip((o for _, o, is_one in places if is_one), found, strict=True)]
+    rest = [(value, offset) for value, offset, is_one in places if not is_one]
+    return _examples([value for value, _ in rest], np.array([offset for _, offset in rest], dtype=np.int64)), commands
+
+
+def _examples(values: Sequence[bytes], offsets: Int64s) -> ExampleColumns:
+    columns = decode("example.v1", values)
+    return ExampleColumns(
+        offset=offsets,
+        features=FeatureBatch(_matrix(columns.column("numeric")), _text_columns(columns.column("categories"))),
+        label=columns.column("label").to_numpy().astype(np.float32),
+        is_learned=columns.column("is_learned").to_numpy(zero_copy_only=False),
+    )
+
+
+def _matrix(lists: pa.ListArray) -> Float32s:
+    """(rows, F) float32; a row without features (an amendment) is NaN."""
+    at, lengths, width = _shape(lists)
+    flat: Float32s = lists.flatten().to_numpy()
+    if at is None:
+        return flat.reshape(len(lengths), width)
+    matrix = np.full((len(lengths), width), np.nan, dtype=np.float32)
+    matrix[at] = flat.reshape(len(at), width)
+    return matrix
+
+
+def _text_columns(lists: pa.ListArray) -> tuple[tuple[str, ...], ...]:
+    """C columns of strings; a row without features is "" in each."""
+    at, lengths, width = _shape(lists)
+    flat = lists.flatten().to_pylist()
+    if at is None:
+        return tuple(tuple(flat[column::width]) for column in range(width))
+    columns = np.full((width, len(lengths)), "", dtype=object)
+    for column in range(width):
+        columns[column, at] = flat[column::width]
+    return tuple(map(tuple, columns.tolist()))
+
+
+def _shape(lists: pa.ListArray) -> tuple[Int64s | None, Int64s, int]:
+    """Places of the rows with features (None: all rows), length of every row, and the one length that they have."""
+    lengths = lists.value_lengths().to_numpy()
+    width = int(lengths.max(initial=0))
+    if not width or (lengths == width).all():
+        return None, lengths, width
+    at = np.flatnonzero(lengths)
+    if (lengths[at] != width).any():
+        raise StateLostError(
+            "TM-4110",
+            f"examples log: examples with {lengths[at].min()} and with {width} features in one run; the declaration of "
+            "the features changed under the log; give the app a new name, or `tidemill reset`",
+        )
+    return at, lengths, width
+
+
+def _as_array(column: Any, kind: pa.DataType) -> pa.Array:
+    if isinstance(column, np.ndarray) and column.ndim == 2:
+        offsets = np.arange(len(column) + 1, dtype=np.int32) * column.shape[1]
+        column = pa.ListArray.from_arrays(pa.array(offsets), pa.array(np.ascontiguousarray(column).reshape(-1)))
+    if not isinstance(column, pa.Array):
+        return pa.array(column, kind)
+    return column if column.type == kind else column.cast(kind)
+
+
+def _foreign(schema_name: str, value: bytes) -> str:
+    begins = f"fingerprint {fingerprint_text(value)}" if value[:2] == b"\xc3\x01" else f"first bytes {value[:4].hex()}"
+    return (
+        f"a value is not {schema_name} but has {begins} and {len(value)} bytes (header: {HEADER_BYTES}); "
+        "does another program write to this topic?"
+    )
+
+
+@cache
+def _columns_of(schema_name: str) -> pa.Schema:
+    return pyruhvro.avro_to_arrow_schema(schema_text(schema_name))
+
+
+@cache
+def _prefix_of(schema_name: str) -> bytes:
+    return ROW_PREFIX if schema_name == ROW_SCHEMA else header_of(json.loads(schema_text(schema_name)))

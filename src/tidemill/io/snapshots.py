@@ -1,0 +1,167 @@
+"""Snapshots of the learner on an object store: a folder, S3, GCS or Azure.
+
+In: a frozen snapshot. Out: the newest good one. Invariant: an object is whole or refused (one JSON line, the model, 16
+bytes of BLAKE2b over all before), and is never overwritten: the first worker writes it, the others compare.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from hashlib import blake2b
+from pathlib import Path
+
+from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from tidemill.core.snapshot import LearnerSnapshot, state_digest
+from tidemill.errors import ModelRefusedError
+
+FORMAT = "tidemill.learner.v1"
+SUFFIX = ".learner"
+CHECK_BYTES = 16
+KEPT = 5  # snapshots per model version: 100,000 examples back at the default distance
+
+
+def pack_snapshot(snapshot: LearnerSnapshot) -> bytes:
+    """One object: a line of JSON, the model's bytes, the check."""
+    header = asdict(snapshot)
+    del header["model"]
+    body = json.dumps({"format": FORMAT, **header}, sort_keys=True).encode() + b"\n" + snapshot.model
+    return body + _check(body)
+
+
+def unpack_snapshot(data: bytes, name: str) -> LearnerSnapshot:
+    """The inverse; `name` is for messages.
+
+    Raises:
+        ModelRefusedError: cut, changed, of another format, or its weights do not have the promised digest.
+    """
+    body, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
+    if len(data) <= CHECK_BYTES or _check(body) != check:
+        raise _refusal(name, f"its {len(data)} bytes are cut or changed")
+    line, _, model = body.partition(b"\n")
+    try:
+        header = json.loads(line)
+    except ValueError as error:
+        raise _refusal(name, f"its first line is not JSON: {error}") from error
+    names = {field.name for field in fields(LearnerSnapshot)} - {"model"}
+    if not isinstance(header, dict) or header.pop("format", None) != FORMAT or header.keys() != names:
+        raise _refusal(name, f"it is not of format {FORMAT}")
+    snapshot = LearnerSnapshot(model=model, **header)
+    found = state_digest(model, snapshot.learned, snapshot.positives)
+    if found != snapshot.digest:
+        raise _refusal(name, f"its weights have digest {found}, promised was {snapshot.digest}")
+    return snapshot
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(reason, RuntimeWarning, stacklevel=3)
+
+
+class SnapshotStore:
+    """Snapshots by app, model version and N."""
+
+    def __init__(self, url_or_folder: str | Path, *, kept: int = KEPT) -> None:
+        """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
+        is_url = isinstance(url_or_folder, str) and "://" in url_or_folder
+        self._store: ObjectStore = (
+            from_url(str(url_or_folder))
+            if is_url
+            else LocalStore(Path(url_or_folder).expanduser().absolute(), automatic_cleanup=False, mkdir=True)
+        )
+        self._kept = kept
+
+    def put(self, app: str, model_version: str, snapshot: LearnerSnapshot) -> bool:
+        """Write the snapshot unless its N has one, then drop the oldest beyond `kept`.
+
+        Returns:
+            False when an equal one was there.
+        Raises:
+            ModelRefusedError: the one that is there has another digest: two workers folded the same log differently.
+        """
+        path = f"{_folder(app, model_version)}{snapshot.n:020d}{SUFFIX}"
+        try:
+            self._store.put(path, pack_snapshot(snapshot), mode="create")
+        except AlreadyExistsError:
+            self._compare(path, snapshot)
+            return False
+        for _, old in self._listed(app, model_version)[self._kept :]:
+            self._delete(old)
+        return True
+
+    def newest(
+        self,
+        app: str,
+        model_version: str,
+        at_most: int | None,
+        feature_digest: str,
+        *,
+        on_refused: Callable[[str], None] = _warn,
+    ) -> LearnerSnapshot | None:
+        """The good snapshot with the largest N, not above `at_most`, made of these features; None if there is none.
+
+        Those that are broken or of other features are passed over, each with its reason to `on_refused`.
+        """
+        for n, path in self._listed(app, model_version):
+            if at_most is not None and n > at_most:
+                continue
+            try:
+                snapshot = unpack_snapshot(bytes(self._store.get(path).bytes()), path)
+            except NotFoundError:
+                continue  # another worker dropped it meanwhile: there is a newer one, or it was the oldest
+            except ModelRefusedError as error:
+                on_refused(str(error))
+                continue
+            if snapshot.n != n:
+                on_refused(str(_refusal(path, f"it holds N={snapshot.n}")))
+            elif snapshot.feature_digest != feature_digest:
+                on_refused(
+                    str(_refusal(path, f"its features have digest {snapshot.feature_digest}, ours {feature_digest}"))
+                )
+            else:
+                return snapshot
+        return None
+
+    def _compare(self, path: str, snapshot: LearnerSnapshot) -> None:
+        try:
+            there = unpack_snapshot(bytes(self._store.get(path).bytes()), path)
+        except NotFoundError:
+            return  # dropped between the two calls as too old
+        if there.digest != snapshot.digest:
+            raise ModelRefusedError(
+                "TM-5004",
+                f"snapshot {path}: another worker has digest {there.digest}, this one {snapshot.digest} after the same "
+                "examples; platform or version differ: compare `tidemill version` on both, restart the odd one out",
+            )
+
+    def _listed(self, app: str, model_version: str) -> list[tuple[int, str]]:
+        """(N, path), newest first."""
+        folder = _folder(app, model_version)
+        found = []
+        for page in self._store.list(prefix=folder):
+            for meta in page:
+                stem = meta["path"].removeprefix(folder).removesuffix(SUFFIX)
+                if meta["path"].endswith(SUFFIX) and stem.isdecimal():
+                    found.append((int(stem), meta["path"]))
+        return sorted(found, reverse=True)
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._store.delete(path)
+        except (FileNotFoundError, NotFoundError):
+            return  # another worker was faster
+
+
+def _folder(app: str, model_version: str) -> str:
+    return f"{app}/{model_version}/"
+
+
+def _check(body: bytes) -> bytes:
+    return blake2b(body, digest_size=CHECK_BYTES).digest()
+
+
+def _refusal(name: str, reason: str) -> ModelRefusedError:
+    return ModelRefusedError("TM-5003", f"snapshot {name}: {reason}; passed over, delete it once its cause is known")

@@ -1,0 +1,272 @@
+"""Input records to columns: the one place that looks inside a message.
+
+In: records in merged order. Out: a `Batch`, good records as columns, the others as dead letters. Invariant: every
+record is in the batch exactly once, as a row, a punctuation or a dead letter; none of them stops the stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.core.records import Batch, DeadLetter, Int64s, Kind, Partition, Span, TopicRecords
+from tidemill.core.spec import AppSpec, TopicSpec
+from tidemill.io.dead_letters import Code, dead_letter_output
+from tidemill.io.framing import CONFLUENT_MAGIC, HEADER_BYTES, MAGIC, fingerprint_text
+from tidemill.io.judge import Fault
+from tidemill.io.outputs import Command, Encoder, decode, decode_examples, decode_rows
+from tidemill.io.resolution import ReaderSchema, Resolution
+from tidemill.io.source import PUNCTUATION_HEADER, Message, SourceRecord
+
+VALUE_BYTES_MAX = 1024 * 1024  # Kafka's own default of message.max.bytes
+
+_KIND_OF_ROLE = {"event": Kind.EVENT, "label": Kind.LABEL, "context": Kind.CONTEXT}
+_RANK_OF_ROLE = {"context": 0, "label": 1, "event": 2}
+_PUNCTUATION_RANK = 3
+
+
+class _Topic:
+    """One input topic: its readers by header, and the places of a batch's records by header."""
+
+    def __init__(self, spec: TopicSpec, writers: Sequence[Mapping[str, Any]]) -> None:
+        self.spec = spec
+        self.reader = ReaderSchema(spec.name, spec.schema)
+        self.resolutions = {each.header: each for each in (Resolution(self.reader, w) for w in (spec.schema, *writers))}
+
+
+class InputDecoder:
+    """Decodes the input topics of one app; not for use by two threads at once.
+
+    Args:
+        writer_schemas: by topic, older versions that records may still be written with; the reader's is always known.
+        max_value_bytes: larger values become dead letters.
+    Raises:
+        ConfigError: a reader's schema cannot read what one of its writers wrote.
+    """
+
+    def __init__(
+        self,
+        spec: AppSpec,
+        writer_schemas: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+        max_value_bytes: int = VALUE_BYTES_MAX,
+    ) -> None:
+        self._topics = [_Topic(topic, (writer_schemas or {}).get(topic.name, ())) for topic in spec.topics]
+        self._max_value_bytes = max_value_bytes
+        self._kinds = np.array([_KIND_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
+        self._ranks = np.array([_RANK_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
+        self._has_time_fields = any(topic.time_field is not None for topic in spec.topics)
+
+    def input_schema(self, topic: str) -> pa.Schema:
+        """The columns that good records of an input topic have."""
+        return next(each.reader.arrow for each in self._topics if each.spec.name == topic)
+
+    def decode(self, records: Sequence[SourceRecord], spans: Mapping[Partition, Span]) -> Batch:
+        """The batch of `records`; positions are theirs unless a time field re-sorts them."""
+        bodies: dict[tuple[int, bytes], tuple[list[int], list[bytes]]] = {
+            (index, header): ([], []) for index, topic in enumerate(self._topics) for header in topic.resolutions
+        }
+        faults: dict[int, Fault] = {}
+        punctuations: dict[int, int] = {}
+        for position, (_, topic_index, _, _, message) in enumerate(records):
+            value = message.value()
+            if value is not None and len(value) <= self._max_value_bytes and message.key() is not None:
+                group = bodies.get((topic_index, value[:HEADER_BYTES]))
+                if group is not None:
+                    group[0].append(position)
+                    group[1].append(value[HEADER_BYTES:])
+                    continue
+            read = self._without_body(message, topic_index)
+            if isinstance(read, Fault):
+                faults[position] = read
+            else:
+                punctuations[position] = read
+        columns = list(zip(*(record[:4] for record in records), strict=True)) or [()] * 4
+        time, topic_index_of, partition, offset = (np.array(column, dtype=np.int64) for column in columns)
+        found = self._read(bodies, time, faults)
+        if self._has_time_fields:
+            for position, punctuated in punctuations.items():
+                if self._topics[topic_index_of[position]].spec.time_field is not None:
+                    time[position] = punctuated
+        kind = self._kinds[topic_index_of]
+        kind[list(punctuations)] = Kind.PUNCTUATION
+        kind[list(faults)] = Kind.DEAD_LETTER
+        letters = [(position, self._letter(records[position], faults[position])) for position in sorted(faults)]
+        order = self._order(time, kind, topic_index_of, partition, offset) if self._has_time_fields else None
+        return _batch(spans, (time, kind, topic_index_of, partition, offset), found, letters, order)
+
+    def _without_body(self, message: Message, topic_index: int) -> Fault | int:
+        """What a record is that has no readable body: a punctuation's time, or a fault."""
+        value, key = message.value(), message.key()
+        if value is None:
+            headers = dict(message.headers() or ())
+            if PUNCTUATION_HEADER in headers:
+                return _punctuation(key, headers[PUNCTUATION_HEADER])
+            return Fault(Code.NO_VALUE, f"has a null value and no header {PUNCTUATION_HEADER}")
+        if key is None:
+            return Fault(Code.NO_KEY, "has a null key; key it, so that records of one entity keep their order")
+        if len(value) > self._max_value_bytes:
+            return Fault(
+                Code.TOO_LARGE, f"has a value of {len(value)} bytes, over the limit of {self._max_value_bytes}"
+            )
+        if value[:1] == CONFLUENT_MAGIC:
+            return Fault(
+                Code.CONFLUENT_FRAMED,
+                "begins with 00, the framing of a schema registry, which this version does not read; "
+                "send Avro single objects (C3 01)",
+            )
+        if value[:2] != MAGIC or len(value) < HEADER_BYTES:
+            return Fault(
+                Code.NOT_FRAMED,
+                f"begins with {value[:2].hex(' ') or 'nothing'} and has {len(value)} bytes; an Avro single object "
+                f"begins with C3 01 and a fingerprint, {HEADER_BYTES} bytes",
+            )
+        known = ", ".join(map(fingerprint_text, self._topics[topic_index].resolutions))
+        return Fault(
+            Code.UNKNOWN_SCHEMA,
+            f"was written with schema {fingerprint_text(value[:HEADER_BYTES])}; known here: {known}",
+        )
+
+    def _read(
+        self,
+        bodies: Mapping[tuple[int, bytes], tuple[list[int], list[bytes]]],
+        time: Int64s,
+        faults: dict[int, Fault],
+    ) -> dict[str, TopicRecords]:
+        """Good records by topic, rows in order of position; adds faults, and times that stand in a field."""
+        parts: dict[int, list[tuple[Int64s, pa.RecordBatch]]] = {}
+        for (topic_index, header), (positions, values) in bodies.items():
+            if not positions:
+                continue
+            topic = self._topics[topic_index]
+            columns, kept, refused = topic.resolutions[header].read(values)
+            faults.update((positions[place], fault) for place, fault in refused.items())
+            # Usually nothing was refused, and a list of two thousand places need not be walked.
+            places = np.array(positions, dtype=np.int64)
+            if refused:
+                places = places[kept]
+            times = time[places]
+            if topic.spec.time_field is not None:
+                times = columns.column(topic.spec.time_field).fill_null(-1).cast(pa.int64()).to_numpy()
+            unfit = _unfit(topic.spec, columns, times)
+            if unfit:
+                faults.update((int(places[row]), fault) for row, fault in unfit.items())
+                rest = np.setdiff1d(np.arange(len(places)), list(unfit))
+                places, times, columns = places[rest], times[rest], columns.take(pa.array(rest))
+            time[places] = times  # a dead letter keeps the time of Kafka
+            if len(places):
+                parts.setdefault(topic_index, []).append((places, columns))
+        return {self._topics[index].spec.name: _joined(self._topics[index].spec.name, parts[index]) for index in parts}
+
+    def _letter(self, record: SourceRecord, fault: Fault) -> DeadLetter:
+        message = record.message
+        partition = Partition(self._topics[record.topic_index].spec.name, record.partition)
+        return DeadLetter(
+            partition=partition,
+            offset=record.offset,
+            key=message.key(),
+            value=message.value(),
+            headers=tuple(message.headers() or ()),
+            timestamp=message.timestamp()[1],
+            code=str(fault.code),
+            message=f"{partition}@{record.offset}: {fault.what}",
+            stage="decode",
+        )
+
+    def _order(
+        self, time: Int64s, kind: npt.NDArray[np.int8], topic_index: Int64s, partition: Int64s, offset: Int64s
+    ) -> Int64s:
+        """The merged order of positions, once times come from fields."""
+        rank = self._ranks[topic_index]
+        rank[kind == Kind.PUNCTUATION] = _PUNCTUATION_RANK
+        return np.lexsort((offset, partition, topic_index, rank, time))
+
+
+def _punctuation(key: bytes | None, content: bytes | str | None) -> Fault | int:
+    text = content.decode("latin-1") if isinstance(content, bytes) else content or ""
+    if key is not None:
+        return Fault(Code.BAD_PUNCTUATION, "is a punctuation with a key; its key is null")
+    if not (text.isascii() and text.isdigit() and len(text) <= 15):  # 15 digits: the year 33658
+        return Fault(
+            Code.BAD_PUNCTUATION, f"has {PUNCTUATION_HEADER} {text[:40]!r}; it is event time in ms, digits only"
+        )
+    return int(text)
+
+
+def _unfit(topic: TopicSpec, columns: pa.RecordBatch, time: Int64s) -> dict[int, Fault]:
+    """Rows that are sound but have no id or no time."""
+    unfit: dict[int, Fault] = {}
+    if topic.id_field is not None:
+        ids = columns.column(topic.id_field)
+        is_absent = ids.is_null()
+        if pa.types.is_string(ids.type):
+            is_absent = pc.or_(is_absent, pc.fill_null(pc.equal(ids, ""), True))
+        if pc.any(is_absent).as_py():
+            what = f"has no id: field {topic.id_field} is null or empty"
+            rows = np.flatnonzero(is_absent.to_numpy(zero_copy_only=False)).tolist()
+            unfit.update(dict.fromkeys(rows, Fault(Code.NO_ID, what)))
+    if len(time) and time.min() < 0:
+        source = "the Kafka timestamp" if topic.time_field is None else f"field {topic.time_field}"
+        what = f"has no event time: {source} is absent or before 1970"
+        for row in np.flatnonzero(time < 0).tolist():
+            unfit.setdefault(row, Fault(Code.NO_TIME, what))
+    return unfit
+
+
+def _joined(topic: str, parts: Sequence[tuple[Int64s, pa.RecordBatch]]) -> TopicRecords:
+    """The rows of one topic from all its writers, in order of position."""
+    if len(parts) == 1:
+        return TopicRecords(topic, *parts[0])
+    places = np.concatenate([each for each, _ in parts])
+    order = np.argsort(places)
+    table = pa.Table.from_batches([columns for _, columns in parts]).combine_chunks().take(pa.array(order))
+    return TopicRecords(topic, places[order], table.combine_chunks().to_batches()[0])
+
+
+def _batch(
+    spans: Mapping[Partition, Span],
+    columns: tuple[Int64s, npt.NDArray[np.int8], Int64s, Int64s, Int64s],
+    records: Mapping[str, TopicRecords],
+    letters: Sequence[tuple[int, DeadLetter]],
+    order: Int64s | None,
+) -> Batch:
+    """The batch, its records moved into `order`."""
+    if order is not None:
+        place_of = np.empty(len(order), dtype=np.int64)
+        place_of[order] = np.arange(len(order))
+        columns = tuple(column[order] for column in columns)  # type: ignore[assignment]
+        records = {topic: _moved(found, place_of) for topic, found in records.items()}
+        letters = sorted(((int(place_of[at]), letter) for at, letter in letters), key=lambda each: each[0])
+    time, kind, topic_index, partition, offset = columns
+    return Batch(
+        spans=spans,
+        time=time,
+        kind=kind,
+        topic_index=topic_index.astype(np.int16),
+        partition=partition.astype(np.int32),
+        offset=offset,
+        records=records,
+        dead_letters=tuple(letters),
+    )
+
+
+def _moved(found: TopicRecords, place_of: Int64s) -> TopicRecords:
+    places = place_of[found.row_index]
+    order = np.argsort(places)
+    return TopicRecords(found.topic, places[order], found.columns.take(pa.array(order)))
+
+
+__all__ = [
+    "Command",
+    "Encoder",
+    "InputDecoder",
+    "SourceRecord",
+    "dead_letter_output",
+    "decode",
+    "decode_examples",
+    "decode_rows",
+]
