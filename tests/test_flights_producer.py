@@ -19,13 +19,15 @@ import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 
 from tidemill.apps import flights, flights_data
-from tidemill.apps.flights import Encoder, Published, publish, run_producer
+from tidemill.apps.flights import Published, publish, run_producer
 from tidemill.apps.flights_data import Records, flight_records, load_raw, merge_order
 from tidemill.apps.flights_poison import HEADER, KINDS, LARGE_COUNT, Sample, make_poison
 from tidemill.config import load_app
 from tidemill.core.records import Kind
 from tidemill.core.spec import AppSpec
 from tidemill.errors import ConfigError, UnavailableError
+from tidemill.io import kafka_producer
+from tidemill.io.outputs import InputEncoder
 from tidemill.io.source import SourceRecord
 from tidemill.io.wire import InputDecoder
 
@@ -182,7 +184,7 @@ def test_what_is_encoded_is_read_back_by_fastavro(kind):
     canonical = fastavro.schema.to_parsing_canonical_form(schema)
     frame = b"\xc3\x01" + bytes.fromhex(fastavro.schema.fingerprint(canonical, "CRC-64-AVRO"))
 
-    values = Encoder(SCHEMAS[kind]).encode(records.columns)
+    values = InputEncoder(SCHEMAS[kind]).encode(records.columns)
 
     for value, fields in zip(values, records.columns.to_pylist(), strict=True):
         read, rest = read_value(SCHEMAS[kind], value)
@@ -194,7 +196,7 @@ def test_what_is_encoded_is_read_back_by_fastavro(kind):
 
 
 def test_poison_cannot_be_read_or_is_refused_by_the_rules():
-    good = {topic.name: Encoder(topic.schema).encode(first_row(topic.name))[0] for topic in APP.topics}
+    good = {topic.name: InputEncoder(topic.schema).encode(first_row(topic.name))[0] for topic in APP.topics}
     samples = {name: Sample(4, value, b"NaN" if "weather" in name else None) for name, value in good.items()}
 
     made = make_poison(200, seed=7, first_time=0, last_time=1_000_000, samples=samples)
@@ -276,7 +278,7 @@ made: list[RecordingProducer] = []
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[RecordingProducer]]:
-    monkeypatch.setattr(flights, "Producer", RecordingProducer)
+    monkeypatch.setattr(kafka_producer, "Producer", RecordingProducer)
     yield RecordingProducer
     made.clear()
 

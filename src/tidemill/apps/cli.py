@@ -1,8 +1,8 @@
 """The command line: arguments in, exit code out; what a command does is imported when it runs.
 
-In: `sys.argv`. Out: the result on stdout, progress, hints and errors on stderr. Invariant: a command ends with 0 ok, 1 a
-check failed, 2 usage, 3 configuration, 4 a dependency is unreachable or stalled, 5 refused, 70 bug, 130 interrupted; a
-traceback shows with -v only.
+In: `sys.argv`. Out: the result on stdout, progress, hints and errors on stderr. Invariant: a command ends with 0 ok, 1
+a check failed, 2 usage, 3 configuration, 4 a dependency is unreachable or stalled, 5 refused, 70 bug, 130 interrupted;
+a traceback shows with -v only.
 """
 
 from __future__ import annotations
@@ -16,13 +16,33 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from tidemill.errors import ConfigError, TidemillError
+from tidemill.apps.cli_options import (
+    Config,
+    Data,
+    OutputForm,
+    PoisonCount,
+    Quiet,
+    RedisUrl,
+    Servers,
+    Until,
+    Verbose,
+    Voice,
+    WithParent,
+    confirm_or_exit,
+    form_of,
+    hint,
+    nearest_of,
+    print_version,
+    progress,
+    settings_with_servers,
+)
+from tidemill.errors import TidemillError
 
 if TYPE_CHECKING:
-    from tidemill.config import Settings
+    from tidemill.apps.reset import Target
 
 DEMO_CONFIG = "config/flights.yaml"
-BUG, USAGE, REFUSED, INTERRUPTED = 70, 2, 5, 130
+BUG, USAGE, INTERRUPTED = 70, 2, 130
 # The parent of all errors that typer raises about arguments; typer itself does not export it.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
@@ -44,56 +64,10 @@ dead_letters_app = typer.Typer(
 app.add_typer(dead_letters_app, name="dlq")
 
 
-class _Voice:
-    """How much goes to stderr; set by the options that every command has."""
-
-    is_quiet = False
-    is_verbose = False
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from importlib.metadata import version
-
-        print(f"tidemill {version('tidemill')}")
-        raise typer.Exit
-
-
-def _set_quiet(value: bool) -> None:
-    _Voice.is_quiet = _Voice.is_quiet or value
-
-
-def _set_verbose(value: bool) -> None:
-    _Voice.is_verbose = _Voice.is_verbose or value
-
-
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The app's YAML file.", show_default=False)]
-Servers = Annotated[
-    str | None,
-    typer.Option("--bootstrap-servers", metavar="HOST:PORT", help="Kafka; overrides the YAML.", show_default=False),
-]
-RedisUrl = Annotated[
-    str | None,
-    typer.Option("--redis-url", metavar="URL", help="Redis or Valkey; overrides the YAML.", show_default=False),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option("--data", metavar="DIR", help="Folder for slots, snapshots and logs.", show_default=False),
-]
-OutputForm = Annotated[str, typer.Option("-o", "--output", metavar="FORM", help="table, json or jsonl.")]
-Until = Annotated[
-    datetime | None,
-    typer.Option(formats=["%Y-%m-%d"], help="Only what is due before this day of 2013.", show_default="the whole year"),
-]
-PoisonCount = Annotated[int, typer.Option("--poison", min=0, help="Broken records mixed in.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", callback=_set_quiet, help="No progress on stderr.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", callback=_set_verbose, help="Tracebacks and details.")]
-
-
 @app.callback()
 def options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -136,7 +110,7 @@ def demo(
             bootstrap_servers=bootstrap_servers,
             redis_url=redis_url,
             workers=workers,
-            is_quiet=_Voice.is_quiet,
+            is_quiet=Voice.is_quiet,
         )
     )
 
@@ -160,9 +134,10 @@ def worker(
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
+    with_parent: WithParent = False,
 ) -> int:
     """Process an app's topics until told to stop; restarts go on where they ended."""
-    settings = _settings(
+    settings = settings_with_servers(
         config,
         bootstrap_servers=bootstrap_servers,
         redis_url=redis_url,
@@ -186,12 +161,13 @@ def produce(
     output: OutputForm = "table",
     quiet: Quiet = False,
     verbose: Verbose = False,
+    with_parent: WithParent = False,
 ) -> int:
     """Publish the example's events to Kafka in the order of their times, broken records between them."""
     from tidemill.resources import shipped_path
 
-    form = _form(output)
-    settings = _settings(config or shipped_path(DEMO_CONFIG), bootstrap_servers=bootstrap_servers)
+    form = form_of(output)
+    settings = settings_with_servers(config or shipped_path(DEMO_CONFIG), bootstrap_servers=bootstrap_servers)
     from tidemill.apps.flights import Progress, run_producer
     from tidemill.apps.results import Form, counts_table, print_json, print_tables
 
@@ -250,8 +226,8 @@ def status(
 
     While workers run, the sides of a balance are read moments apart; only an idle app must balance.
     """
-    form = _form(output)
-    settings = _settings(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
+    form = form_of(output)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
     from tidemill.apps.results import Form, print_json, print_tables, status_tables
     from tidemill.apps.status import as_json, read_status
 
@@ -272,8 +248,8 @@ def list_letters(
     verbose: Verbose = False,
 ) -> int:
     """Count the dead letters by topic and code, with one example of each."""
-    form = _form(output)
-    settings = _settings(config, bootstrap_servers=bootstrap_servers)
+    form = form_of(output)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers)
     import dataclasses
 
     from tidemill.apps.dead_letter_listing import list_dead_letters
@@ -311,37 +287,36 @@ def reset(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """Make store and consumer group agree again, after offsets expired or were moved by hand. Stop all workers first."""
-    form = _form(output)
-    targets = ("applied", "earliest")
-    if (to is None) == (not accept_config):
-        raise typer.BadParameter("give one of --to applied, --to earliest, --config")
-    if to is not None and to not in targets:
-        raise typer.BadParameter(f"{to!r} is not a target; {_nearest(to, targets)}", param_hint="--to")
-    settings = _settings(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
-    from tidemill.apps.results import print_rows
+    """Make store and consumer group agree again, after offsets expired or were moved by hand.
+
+    Stop all workers first.
+    """
+    form = form_of(output)
+    target = _target(to, accepts_config=accept_config)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, needs_store=True)
     from tidemill.apps.reset import accept_configuration
     from tidemill.apps.reset import reset as move
+    from tidemill.apps.results import print_rows
 
-    if accept_config:
+    if target is None:
         if not dry_run:
-            _confirm(f"Let the store of app {settings.app.name} accept this configuration?", yes=yes)
+            confirm_or_exit(f"Let the store of app {settings.app.name} accept this configuration?", yes=yes)
             accept_configuration(settings)
         hint("to undo: run `tidemill reset --config` with the former YAML")
         return 0
-    planned = move(settings, to, is_dry_run=True)
+    planned = move(settings, target, is_dry_run=True)
     if not dry_run:
         what = {
             "applied": f"Set the offsets of app {settings.app.name} to the positions of its store?",
             "earliest": f"Delete the state and offsets of app {settings.app.name}? Its outputs are published again.",
-        }[to]
-        _confirm(what, yes=yes)
-        planned = move(settings, to, is_dry_run=False)
+        }[target]
+        confirm_or_exit(what, yes=yes)
+        planned = move(settings, target, is_dry_run=False)
     rows = [
         {"partition": str(one.partition), "before": one.before, "after": one.after, "lost": one.lost} for one in planned
     ]
     print_rows("would move" if dry_run else "moved", rows, ("partition", "before", "after", "lost"), form)
-    if to == "earliest":
+    if target == "earliest":
         hint("every record is processed again: predictions, examples and commits are published a second time")
         hint("to undo: restore the store from its backup, then `tidemill reset --to applied`")
     else:
@@ -351,68 +326,26 @@ def reset(
     return 0
 
 
-def progress(message: str) -> None:
-    """A line of progress; silent with --quiet."""
-    if not _Voice.is_quiet:
-        print(message, file=sys.stderr, flush=True)
-
-
-hint = progress
-
-
-def _settings(config: Path, *, needs_store: bool = False, **overrides: Any) -> Settings:
-    """The app's settings with addresses; only the demo starts servers."""
-    from tidemill.config import load_settings
-
-    settings = load_settings(config, **overrides)
-    if settings.bootstrap_servers is None:
-        raise ConfigError(
-            "TM-1050",
-            f"{config}: no Kafka address; give --bootstrap-servers HOST:PORT, set TIDEMILL_BOOTSTRAP_SERVERS, or write "
-            "`kafka: {bootstrap.servers: ...}`; `tidemill demo` starts servers of its own",
-        )
-    if needs_store and settings.redis_url is None:
-        raise ConfigError(
-            "TM-1051",
-            f"{config}: no store address; give --redis-url redis://HOST:PORT/0, set TIDEMILL_REDIS_URL, or write "
-            "`redis_url:`; `tidemill demo` starts servers of its own",
-        )
-    return settings
-
-
-def _form(name: str) -> Any:
-    from tidemill.apps.results import Form
-
-    forms = [form.value for form in Form]
-    if name not in forms:
-        raise typer.BadParameter(f"{name!r} is not a form; {_nearest(name, forms)}", param_hint="-o")
-    return Form(name)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    from difflib import get_close_matches
-
-    matches = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {matches[0]!r}?" if matches else f"there is {', '.join(known)}"
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    """Return only when the operator agrees; without a terminal nobody can be asked."""
-    if yes:
-        return
-    if sys.stdin.isatty() and sys.stderr.isatty() and typer.confirm(question, err=True):
-        return
-    print("error: TM-1052 not confirmed, so nothing was changed; --yes agrees beforehand", file=sys.stderr)
-    raise typer.Exit(REFUSED)
+def _target(to: str | None, *, accepts_config: bool) -> Target | None:
+    """Where `reset` goes; None with --config."""
+    if to == "applied" and not accepts_config:
+        return "applied"
+    if to == "earliest" and not accepts_config:
+        return "earliest"
+    if to is None and accepts_config:
+        return None
+    if to is None or accepts_config:
+        raise typer.BadParameter("give one of --to applied, --to earliest, --config")
+    raise typer.BadParameter(f"{to!r} is not a target; {nearest_of(to, ('applied', 'earliest'))}", param_hint="--to")
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     try:
-        code = app(args=None if arguments is None else list(arguments), standalone_mode=False)
+        code = app(args=None if arguments is None else list(arguments), prog_name="tidemill", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except TidemillError as error:
-        if _Voice.is_verbose:
+        if Voice.is_verbose:
             traceback.print_exc()
         lines = str(error).splitlines()
         print("\n".join([f"error: {lines[0]}", *lines[1:]]), file=sys.stderr)
@@ -426,7 +359,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()  # the reader of our output has gone: nothing is left to say
         return 0
     except Exception as error:
-        if _Voice.is_verbose:
+        if Voice.is_verbose:
             traceback.print_exc()
         print(
             f"error: TM-9000 {type(error).__name__}: {error}; this is a bug in Tidemill: please report it with the "

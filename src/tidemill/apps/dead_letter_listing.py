@@ -71,7 +71,7 @@ def group_letters(letters: Iterable[Letter]) -> list[DeadLetterGroup]:
     return [groups[key] for key in sorted(groups)]
 
 
-def _letters(clients: dict[str, Any], topics: list[str]) -> Iterator[Letter]:
+def _letters(clients: dict[str, Any], topics: list[str]) -> Iterator[Any]:
     for topic in topics:
         for messages in read_topic(clients, topic):
             yield from messages

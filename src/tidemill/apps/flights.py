@@ -7,7 +7,6 @@ their times, and after a punctuation T no record with a time up to T follows in 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,40 +15,22 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyruhvro
-from confluent_kafka import KafkaError, KafkaException, Producer
 
 from tidemill.apps.flights_data import HOUR_MS, KINDS, Records, flight_records, merge_order
 from tidemill.apps.flights_poison import POISON_AIRPORT, Poison, Sample, make_poison, poison_id
 from tidemill.core.spec import AppSpec, TopicSpec
-from tidemill.errors import ConfigError, UnavailableError
-from tidemill.io.framing import header_of
-from tidemill.io.kafka import ensure_topics
-from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER
+from tidemill.errors import ConfigError
+from tidemill.io.kafka import MESSAGE_BYTES_MAX, ensure_topics
+from tidemill.io.kafka_producer import EventProducer
+from tidemill.io.outputs import InputEncoder
 
 PUNCTUATION_EVERY_MS = 6 * HOUR_MS  # about 700 records: a reader that waits for a quiet partition never waits long
-MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # of topic and producer: the largest poison has 5 MB
 CHUNK_RECORDS = 5_000  # encoded at once; the producer's callbacks are served between chunks
-DELIVERY_TIMEOUT_MS = 60_000  # a broker that restarts is back within seconds
 POISON_COUNT = 200  # one in 5,000 records of the year
-
-Headers = list[tuple[str, str | bytes | None]]
 
 TOPIC_SETTINGS = {
     "retention.ms": "-1",  # Kafka deletes records stamped 2013 within minutes otherwise
     "max.message.bytes": str(MESSAGE_BYTES_MAX),
-}
-PRODUCER_SETTINGS: dict[str, str | int | bool] = {
-    "enable.idempotence": True,  # a retry neither doubles a record nor changes the order within a partition
-    "partitioner": "murmur2_random",  # as Java clients do: keys meet on the same partition number
-    "compression.type": "lz4",
-    "linger.ms": 50,  # throughput counts here, latency does not
-    "batch.num.messages": 10_000,
-    "message.max.bytes": MESSAGE_BYTES_MAX,
-    "delivery.timeout.ms": DELIVERY_TIMEOUT_MS,
-    "log_level": 0,  # silent: errors reach the caller as exceptions, and a lost broker logs twenty lines a second
-    "delivery.report.only.error": True,  # a million good reports would cost more than the records
 }
 
 
@@ -127,8 +108,8 @@ def publish(
     records = {kind: found for kind, found in flight_records(until).items() if len(found.time)}
     if not records:
         raise ConfigError("TM-1008", f"no flight is scheduled before {until}; the data begins on 2013-01-01")
-    encoders = {kind: Encoder(topic.schema) for kind, topic in topics.items()}
-    sender = _Sender(bootstrap_servers, kafka or {})
+    encoders = {kind: InputEncoder(topic.schema) for kind, topic in topics.items()}
+    sender = EventProducer(bootstrap_servers, kafka or {})
     partitions = {topics[kind].name: sender.partition_count(topics[kind].name) for kind in KINDS}
 
     times, kind_indexes = merge_order(records)
@@ -149,7 +130,7 @@ def publish(
     for chunk_times, chunk_kinds, rows in _chunks(times, kind_indexes, records, encoders):
         for time, kind_index in zip(chunk_times, chunk_kinds, strict=True):
             while extra.time < time:  # after all records up to its time, before the first one beyond
-                sender.send_extra(extra, partitions)
+                _send_extra(sender, extra, partitions)
                 if extra.poison is None and on_progress:
                     on_progress(Progress(extra.time, sent, total))
                 sent += extra.poison is not None
@@ -164,7 +145,7 @@ def publish(
             sent += 1
         sender.serve_callbacks()
     for rest in (extra, *extras):
-        sender.send_extra(rest, partitions)
+        _send_extra(sender, rest, partitions)
         sent += rest.poison is not None
     sender.finish()
     if on_progress:
@@ -180,23 +161,6 @@ def publish(
     )
 
 
-class Encoder:
-    """Columns to Avro with single-object framing: C3 01, the schema's CRC-64 fingerprint, the body."""
-
-    def __init__(self, schema: dict[str, object]) -> None:
-        self._schema = json.dumps(schema)
-        fields = schema["fields"]
-        assert isinstance(fields, list)  # config.py lets only records through
-        self._names = [one["name"] for one in fields]
-        self._frame = pa.scalar(header_of(schema), pa.binary())
-
-    def encode(self, columns: pa.RecordBatch) -> list[bytes]:
-        """One framed record per row."""
-        bodies = pyruhvro.serialize_record_batch(columns.select(self._names), self._schema, 1)[0]
-        framed: list[bytes] = pc.binary_join_element_wise(self._frame, bodies, pa.scalar(b"", pa.binary())).to_pylist()
-        return framed
-
-
 class _Extra(NamedTuple):
     """What comes between the records: a poison record, or (None) a punctuation of every partition."""
 
@@ -210,7 +174,8 @@ def _extras(poison: tuple[Poison, ...], first_time: int, last_time: int, end_tim
     """In order of time; the last is the punctuation that ends the stream."""
     start = first_time + -first_time % PUNCTUATION_EVERY_MS
     ticks = [_Extra(time, 1, None) for time in range(start, last_time, PUNCTUATION_EVERY_MS)]
-    return sorted([_Extra(one.time, 0, one) for one in poison] + ticks) + [_Extra(end_time, 1, None, is_end=True)]
+    ordered = sorted([_Extra(one.time, 0, one) for one in poison] + ticks)
+    return [*ordered, _Extra(end_time, 1, None, is_end=True)]
 
 
 def _topics_by_kind(app: AppSpec) -> dict[str, TopicSpec]:
@@ -229,7 +194,7 @@ def _chunks(
     times: np.ndarray[tuple[int], np.dtype[np.int64]],
     kind_indexes: np.ndarray[tuple[int], np.dtype[np.int8]],
     records: Mapping[str, Records],
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, InputEncoder],
 ) -> Iterator[tuple[list[int], list[int], list[Iterator[tuple[bytes, bytes]]]]]:
     """Times and kinds of the next records in merged order, and by kind the keys and values in the same order."""
     starts = [0] * len(records)
@@ -245,7 +210,7 @@ def _chunks(
         yield times[begin : begin + CHUNK_RECORDS].tolist(), chunk.tolist(), rows
 
 
-def _sample(partitions: int, topic: TopicSpec, records: Records, encoder: Encoder) -> Sample:
+def _sample(partitions: int, topic: TopicSpec, records: Records, encoder: InputEncoder) -> Sample:
     """The topic's first record under a name that no flight and no airport has."""
     first = records.columns.slice(0, 1)
     name, text = ("origin", POISON_AIRPORT) if records.kind == "weather" else ("id", poison_id(topic.name))
@@ -257,79 +222,9 @@ def _sample(partitions: int, topic: TopicSpec, records: Records, encoder: Encode
     return Sample(partitions, encoder.encode(first)[0], encoder.encode(spoilt)[0] if floats else None)
 
 
-class _Sender:
-    """The Kafka producer with its failures; an error ends the stream at the next look."""
-
-    def __init__(self, bootstrap_servers: str, kafka: Mapping[str, str]) -> None:
-        self.punctuations: Counter[str] = Counter()
-        self._failures: list[str] = []
-        settings = {**PRODUCER_SETTINGS, **kafka, "bootstrap.servers": bootstrap_servers}
-        self.producer = Producer({**settings, "on_delivery": self._on_delivery, "error_cb": self._on_error})
-
-    def partition_count(self, topic: str) -> int:
-        try:
-            found = self.producer.list_topics(topic, timeout=30).topics[topic]
-        except KafkaException as error:
-            raise UnavailableError("TM-3010", f"Kafka does not answer: {error}; is it running?") from error
-        if found.error is not None or not found.partitions:
-            raise UnavailableError("TM-3011", f"topic {topic} is missing in Kafka: {found.error}; create it first")
-        return len(found.partitions)
-
-    def send_extra(self, extra: _Extra, partitions: Mapping[str, int]) -> None:
-        if extra.poison is not None:
-            one = extra.poison
-            self._send(one.topic, one.partition, one.key, one.value, one.time, one.headers)
-            return
-        headers: Headers = [(PUNCTUATION_HEADER, str(extra.time).encode())]
-        if extra.is_end:
-            headers.append((END_HEADER, b""))
-        for topic, count in partitions.items():
-            for partition in range(count):
-                self._send(topic, partition, None, None, extra.time, headers)
-            self.punctuations[topic] += count
-
-    def wait_for_room(self) -> None:
-        """The queue is full: let the broker catch up."""
-        self.producer.poll(0.05)
-        self._check()
-
-    def serve_callbacks(self) -> None:
-        self.producer.poll(0)
-        self._check()
-
-    def finish(self) -> None:
-        """Wait until every record is acknowledged or has failed; the delivery time-out bounds it."""
-        self.producer.flush()
-        self._check()
-
-    def _send(
-        self,
-        topic: str,
-        partition: int,
-        key: bytes | None,
-        value: bytes | None,
-        time: int,
-        headers: Headers,
-    ) -> None:
-        while True:
-            try:
-                self.producer.produce(topic, value, key, partition=partition, timestamp=time, headers=headers)
-                return
-            except BufferError:
-                self.wait_for_room()
-
-    def _on_delivery(self, error: KafkaError | None, message: object) -> None:
-        if error is not None:
-            self._failures.append(str(error))
-
-    def _on_error(self, error: KafkaError) -> None:
-        if error.fatal():
-            self._failures.append(str(error))
-
-    def _check(self) -> None:
-        if self._failures:
-            raise UnavailableError(
-                "TM-3010",
-                f"Kafka did not take {len(self._failures)} records: {self._failures[0]}; "
-                "the topics now hold a part of the stream: delete them and produce again",
-            )
+def _send_extra(sender: EventProducer, extra: _Extra, partitions: Mapping[str, int]) -> None:
+    if extra.poison is None:
+        sender.punctuate(partitions, extra.time, is_end=extra.is_end)
+        return
+    one = extra.poison
+    sender.send(one.topic, one.partition, one.key, one.value, one.time, one.headers)

@@ -123,7 +123,7 @@ def follow(
     offset, metadata = found.slices[0][0] if found.slices else found.applied, incarnation
     for start, next_, packed in found.slices:
         outputs = unpack_slice(packed)
-        records = {output.value for output in outputs if output.topic == commits_topic}
+        records = {output.value or b"" for output in outputs if output.topic == commits_topic}
         if outputs and not (records and records <= published):
             break
         offset, metadata = next_, offset_metadata(incarnation, start, next_, packed)
@@ -146,7 +146,7 @@ def _follow_store(
     assert view.incarnation is not None
     published: frozenset[bytes] = frozenset()
     if any(found.slices for found in known.values()):
-        published = frozenset(m.value() for messages in read_topic(clients, commits_topic) for m in messages)
+        published = frozenset(m.value() or b"" for found in read_topic(clients, commits_topic) for m in found)
     moves = []
     for partition, found in sorted(known.items()):
         offset, metadata = follow(found, incarnation=view.incarnation, published=published, commits_topic=commits_topic)

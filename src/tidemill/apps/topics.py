@@ -6,7 +6,9 @@ In: an app's settings. Out: topics that exist. Invariant: topics that exist alre
 from __future__ import annotations
 
 from tidemill.config import Settings
+from tidemill.core.records import Partition
 from tidemill.core.spec import AppSpec
+from tidemill.errors import ConfigError
 from tidemill.io import kafka
 
 PREDICTION_PARTITIONS = 4  # readers of predictions scale by it; examples and commits are one ordered log each
@@ -36,3 +38,22 @@ def ensure_app_topics(settings: Settings) -> list[str]:
     assert settings.bootstrap_servers is not None
     clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
     return kafka.ensure_topics(clients, app_topics(settings.app), TOPIC_CONFIG)
+
+
+def refuse_used_topics(settings: Settings) -> None:
+    """A run that is to be counted from its first record needs empty topics.
+
+    Raises:
+        ConfigError: TM-1311, a topic of the app holds records.
+    """
+    assert settings.bootstrap_servers is not None
+    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    counts = kafka.partition_counts(clients, list(app_topics(settings.app)))
+    partitions = [Partition(name, number) for name, count in counts.items() for number in range(count)]
+    for partition, (start, end) in kafka.log_bounds(clients, partitions).items():
+        if end > start:
+            raise ConfigError(
+                "TM-1311",
+                f"{partition} at {settings.bootstrap_servers} holds {end - start} records of an earlier run; delete "
+                "the topics of the app, its consumer group and its keys in the store, or use other servers",
+            )

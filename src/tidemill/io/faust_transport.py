@@ -15,7 +15,6 @@ import faust
 from faust.transport.base import Transport as FaustTransport
 from faust.transport.consumer import Consumer as FaustConsumer
 from faust.types import TP, ConsumerMessage
-from yarl import URL
 
 from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
@@ -206,11 +205,13 @@ class PassThrough(faust.Schema):  # type: ignore[misc]
 
 def make_faust_app(hooks: WorkerHooks, *, web_port: int | None) -> tuple[Any, Any]:
     """The Faust app of a worker and its topic of batches: one agent on that topic gets every `SourceBatch`."""
+    folder = hooks.data_folder / "faust"
+    folder.mkdir(parents=True, exist_ok=True)  # Faust makes only the last part of the path
     app = faust.App(
         hooks.group_id,
         broker="tidemill://",
         store="memory://",
-        datadir=str(hooks.data_folder / "faust"),
+        datadir=str(folder),
         web_enabled=web_port is not None,
         web_bind="127.0.0.1",
         web_port=web_port or 6066,
@@ -221,5 +222,5 @@ def make_faust_app(hooks: WorkerHooks, *, web_port: int | None) -> tuple[Any, An
         processing_guarantee="at_least_once",
     )
     app.tidemill = hooks
-    app.transport = Transport([URL("tidemill://")], app)
+    app.transport = Transport(app.conf.broker, app)
     return app, app.topic(BATCHES.topic, schema=PassThrough(), acks=False)

@@ -33,13 +33,9 @@ BATCHES_OUT_MAX = 2  # one that is worked on, one that waits
 FETCH_START_S = 2.0  # a fetch that begins anew looks for its leader first: until then nothing is known of the partition
 REPORT_EVERY_S = 0.25  # how often `ends` and `blocked_by` are renewed
 
-_FENCED = {KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED}
+_FATAL = {KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED}  # the first in place of the others
 _LOST = {KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET}
-_REFUSED = {  # the client would try them for ever
-    KafkaError._AUTHENTICATION,
-    KafkaError.GROUP_AUTHORIZATION_FAILED,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-}
+_REFUSED = {KafkaError.GROUP_AUTHORIZATION_FAILED, KafkaError.TOPIC_AUTHORIZATION_FAILED}  # tried again for ever
 
 
 class PollingHooks(Protocol):
@@ -233,7 +229,7 @@ class Polling:
                 f"{message.topic()}[{message.partition()}]@{self._next.get(place, '?')} is not in the log any more: "
                 "records were deleted before they were read; restore the topic, or accept the loss with `tidemill reset`",
             )
-        elif error.fatal() or error.code() in _FENCED | _REFUSED:
+        elif error.fatal() or error.code() in _FATAL | _REFUSED:
             raise _wrapped(error)
         else:  # broker down, leader moved: the client tries again by itself, the watchdog watches progress
             self.last_error = error.str()
@@ -390,7 +386,7 @@ def punctuation_of(message: Message) -> tuple[int | None, bool]:
 
 
 def _wrapped(error: KafkaError) -> TidemillError:
-    if error.code() in _FENCED or "fenced" in error.str().lower():
+    if "fenced" in error.str().lower():
         return FencedError(
             "TM-4011",
             "the group consumer was fenced: another process runs with the same slot; give each worker its own --slot",
