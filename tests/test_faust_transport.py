@@ -260,7 +260,9 @@ def test_second_process_in_a_slot_ends_the_first(
         asyncio.run(run())
 
 
-def test_ends_do_not_count_markers(clients: dict[str, Any], events: Input, output: str, app_name: str, tmp_path: Path) -> None:
+def test_ends_do_not_count_markers(
+    clients: dict[str, Any], events: Input, output: str, app_name: str, tmp_path: Path
+) -> None:
     """Else a quiet topic of a transactional producer would look like one that is never read to its end."""
 
     async def run() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tidemill.core.records import Output, Partition
 from tidemill.core.spec import TopicSpec
-from tidemill.errors import FencedError, StateLostError, TidemillError, UnavailableError
+from tidemill.errors import FencedError, TidemillError, UnavailableError
 from tidemill.io import kafka
 from tidemill.io.faust_transport import make_faust_app
 from tidemill.io.kafka_writer import TransactionalWriter
@@ -72,7 +72,7 @@ class TransportWorker:
 
     async def __aexit__(self, *_: object) -> None:
         await self._app.stop()
-        self._compute.shutdown(wait=False, cancel_futures=True)
+        self._compute.shutdown()
 
     @property
     def partitions(self) -> frozenset[Partition]:
@@ -124,10 +124,7 @@ class TransportWorker:
                     self.discarded += 1
                     return
                 await asyncio.sleep(self.seconds_per_batch)
-                if self._output_topic is not None:
-                    await asyncio.get_running_loop().run_in_executor(self._compute, self._publish, batch)
-                    self.batches.append(batch)
-                self.record_count += len(batch.records)
+                await asyncio.get_running_loop().run_in_executor(self._compute, self._publish, batch)
         except (FencedError, UnavailableError):
             self.discarded += 1
             if batch.generation == self._generation:
@@ -138,10 +135,14 @@ class TransportWorker:
             self.consumer.polling.batch_done()
 
     def _publish(self, batch: SourceBatch) -> None:
-        assert self._writer is not None and self._output_topic is not None
+        """In a thread of its own: a batch in flight ends although its agent is cancelled, and is counted here."""
+        if self._output_topic is not None:
+            self._send(batch, self._output_topic)
+            self.batches.append(batch)
+        self.record_count += len(batch.records)
+
+    def _send(self, batch: SourceBatch, topic: str) -> None:
+        assert self._writer is not None
         seen = [f"{self.topics[r.topic_index].name}:{r.partition}:{r.offset}".encode() for r in batch.records]
-        outputs = [Output(self._output_topic, None, value) for value in seen]
+        outputs = [Output(topic, None, value) for value in seen]
         self._writer.publish(outputs, {p: (span.next, "") for p, span in batch.spans.items()}, batch.group_metadata)
-
-
-__all__ = ["StateLostError", "TransportWorker"]

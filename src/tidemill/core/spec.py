@@ -79,7 +79,7 @@ class GroupSpec:
 class LearnerSpec:
     """Vowpal Wabbit's arguments; always given in full again when a snapshot is resumed."""
 
-    arguments: str = "--loss_function logistic --link logistic -b 22 -l 0.05"
+    arguments: str = "--loss_function logistic --link logistic -b 20 -l 0.3"
     snapshot_every: int = 20_000  # offsets of the examples log
 
 
