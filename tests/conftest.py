@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -24,3 +25,11 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 def app_name() -> str:
     """A name that no other test of this run has, fit for topics, groups and keys."""
     return f"app{os.getpid()}x{next(_app_numbers)}"
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

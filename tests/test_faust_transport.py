@@ -219,6 +219,7 @@ def test_group_limit_holds_later_records_back(
             polling = worker.consumer.polling
             polling.set_limit(START + 99)
             await worker.until(lambda: polling.candidate_time == START + 100)
+            await worker.until(lambda: worker.record_count >= 100)
             assert worker.record_count == 100
             polling.set_limit(None)
             await worker.until(lambda: worker.record_count == 1_000)

@@ -1,4 +1,4 @@
-"""A worker with nothing but the transport: one output per record, one transaction per batch. For tests of the transport.
+"""A worker with nothing but the transport, for its tests: one output per record, one transaction per batch.
 
 In: topics on a broker. Out: `<partition topic>:<number>:<offset>` of every record, exactly once, on one output topic.
 """

@@ -17,6 +17,7 @@ Location = tuple[Hashable, ...]  # keys and indexes from the root of the YAML do
 Problem = tuple[Location, str]
 
 OUTPUT_KINDS = ("predictions", "examples", "commits", "metrics", "alerts", "models")  # topics `<app>.<kind>.v1`
+ID_TYPES = frozenset({"string", "int", "long"})  # what has one text, whoever writes it
 NUMBERS = frozenset({"int", "long", "float", "double"})
 TEXTS = frozenset({"string", "enum"})
 WHOLE = frozenset({"int", "long"})
@@ -105,7 +106,7 @@ def _check_topics(spec: AppSpec) -> Iterator[Problem]:
         if topic.name in written:
             yield place, f"{topic.name} is a topic that Tidemill writes; rename the app or read another topic"
         if topic.id_field is not None:
-            yield from fields.check((*place, "id"), topic.id_field, frozenset({"string"}), "an id")
+            yield from fields.check((*place, "id"), topic.id_field, ID_TYPES, "an id")
             if topic.id_field in fields.by_name and fields.by_name[topic.id_field].is_nullable:
                 yield (*place, "id"), f"an id is never null, but {topic.name}.{topic.id_field} may be"
         elif topic.role != "context":

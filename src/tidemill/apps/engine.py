@@ -6,6 +6,7 @@ calls every partition is either claimed with applied == committed, or must be cl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -122,6 +123,7 @@ class Engine:
         self._generation = -1
         self.epoch = -1  # of the batches to accept; the main thread sets it when reading begins anew
         self._positions: dict[Partition, int] = {}
+        self._moved_at: dict[Partition, float] = {}  # when the position of an owned partition last moved
         self._partition_count = -1
         self._number = 0
         self._records = 0
@@ -131,6 +133,7 @@ class Engine:
         """Own exactly these partitions from now on; the offset that each starts from."""
         self._generation = generation
         self._positions = {}
+        self._moved_at = dict.fromkeys(partitions, time.monotonic())
         self._partition_count = len(self._partitions_of_app())
         self._positions = self._claims.take(partitions, group_metadata) if partitions else {}
         self._show_first_records()
@@ -159,6 +162,24 @@ class Engine:
         self._run(_empty_batch())
         return self._number > before
 
+    def pass_time(self, ends: Mapping[Partition, int], *, idle_after_s: float) -> None:
+        """Partitions without records for `idle_after_s` take the smallest watermark of the others.
+
+        A quiet partition must not keep every open prediction from expiring. Live only: a replay has punctuation for it.
+        """
+        idle_since = time.monotonic() - idle_after_s
+        idle = {
+            partition
+            for partition, at in self._positions.items()
+            if ends.get(partition, at) <= at and self._moved_at[partition] < idle_since
+        }
+        marks = self.progress.marks
+        others = [mark.watermark for partition, mark in marks.items() if partition not in idle]
+        behind = [partition for partition in idle if others and marks[partition].watermark < min(others)]
+        if behind:
+            self._store.touch({partition: Mark("", -1, -1, min(others), False) for partition in behind})
+            self.look()
+
     def look(self) -> None:
         """Read the marks of the other workers again."""
         self._see(self._store.marks())
@@ -177,6 +198,9 @@ class Engine:
     def close(self) -> None:
         self._store.release(sorted(self._positions))
         self._publishing.close()
+        self._report(
+            f"stopped at N = {self._learner.n} after {self._records} records, learner digest {self._learner.digest()}"
+        )
 
     def _run(self, batch: Batch) -> None:
         whole = Batch(
@@ -202,6 +226,8 @@ class Engine:
         self._number += 1
         self._records += report.records
         self._positions = {**self._positions, **{p: span.next for p, span in commit.spans.items()}}
+        now = time.monotonic()
+        self._moved_at.update({p: now for p, span in commit.spans.items() if span.next > span.start})
         self.telemetry.observe_cycle(
             records=report.records,
             outcomes=report.outcome.outcomes,

@@ -92,7 +92,6 @@ class Worker:
             helper.cancel()
         await app.stop()
         await self._in_compute(self._engine.close)
-        self._report(f"stopped at N = {self._engine.progress.n} after {self._engine.progress.records} records")
         return self._exit_code()
 
     # The transport's hooks -------------------------------------------------------------------------------------
@@ -181,6 +180,9 @@ class Worker:
                     polling.set_limit(self._engine.progress.group_limit)
                 elif time.monotonic() - max(self._last_batch, settled_at) > SETTLE_EVERY_S:
                     async with self._busy:
+                        if not self.is_bounded:
+                            patience = self._settings.worker.idle_after_s
+                            await self._in_compute(self._engine.pass_time, polling.ends, idle_after_s=patience)
                         while await self._in_compute(self._engine.settle):
                             pass
                     settled_at = time.monotonic()

@@ -1,8 +1,8 @@
 """Many partitions become one stream in the order of event time, cut into batches.
 
-In: records of each partition in offset order, with their times. Out: cuts: the next records of the merged order and the
-span of each partition. Invariant: a record is never released while an earlier one may still come, unless the caller says
-that its partition is not worth waiting for; spans of a partition tile it.
+In: records of each partition in offset order, with their times. Out: cuts: the next records of the merged order and
+the span of each partition. Invariant: a record is never released while an earlier one may still come, unless the caller
+says that its partition is not worth waiting for; spans of a partition tile it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Faust's transport for Tidemill: a batch of many partitions is one Faust event.
 
-In: a `WorkerHooks` on the Faust app. Out: `SourceBatch` values in an agent's stream. Invariant: Faust sees one synthetic
-partition that is assigned once; the real assignments, offsets and rebalances live in `io.polling`.
+In: a `WorkerHooks` on the Faust app. Out: `SourceBatch` values in an agent's stream. Invariant: Faust sees one
+synthetic partition that is assigned once; the real assignments, offsets and rebalances live in `io.polling`.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict
 def committed_offsets(
     settings: Mapping[str, Any], group: str, partitions: Sequence[Partition]
 ) -> dict[Partition, tuple[int | None, str]]:
-    """(offset, metadata) that the group committed, once no transaction on them is open; (None, "") where there is none."""
+    """(offset, metadata) that the group committed, once no transaction on them is open; (None, "") = never."""
     if not partitions:
         return {}
     request = ConsumerGroupTopicPartitions(group, [TopicPartition(p.topic, p.number) for p in partitions])

@@ -1,13 +1,14 @@
 """A transactional producer: outputs and input offsets, together or not at all.
 
-In: outputs in order, the next offset of each input partition. Out: one committed transaction. Invariant: after any error
-but a definite abort the writer must be thrown away (`abandon`) and another opened with the same id: that ends whatever
-is unfinished, and the caller looks at the store and the group to learn what happened.
+In: outputs in order, the next offset of each input partition. Out: one committed transaction. Invariant: after any
+error the writer must be thrown away (`abandon`) and another opened with the same id: that ends whatever is unfinished,
+and the caller looks at the store and the group to learn what happened.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
@@ -32,7 +33,7 @@ _FENCED = {
 
 
 class TransactionalWriter:
-    """One thread owns it. Within a topic outputs keep their order; a key meets the same partition as in Java clients."""
+    """One thread owns it. Within a topic outputs keep their order; keys meet the same partitions as in Java clients."""
 
     def __init__(self, settings: Mapping[str, Any], transactional_id: str) -> None:
         self._id = transactional_id
@@ -98,10 +99,8 @@ class TransactionalWriter:
 
     def abandon(self) -> None:
         """Drop the producer without waiting; its transaction is ended by the next one of its id."""
-        try:
+        with suppress(KafkaException):
             self._producer.purge(in_queue=True, in_flight=True, blocking=False)
-        except KafkaException:
-            pass
 
     def _produce(self, topic: str, outputs: list[Output], delivered: Any) -> None:
         # `produce_batch` takes neither headers nor timestamps and reports no offsets: the last one goes alone.

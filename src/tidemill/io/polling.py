@@ -26,8 +26,8 @@ SESSION_TIMEOUT_MS = 6_000  # a dead worker's partitions move within this
 POLL_RECORDS_MAX = 5_000
 POLL_S = 0.02  # also how soon a command is served
 POLL_FULL_S = 0.003  # while the worker is behind: how soon it gets the next batch once one is done
-PAUSE_ABOVE_RECORDS = 12_000  # per partition: a few batches
-RESUME_BELOW_RECORDS = 4_000
+PAUSE_ABOVE_RECORDS = 20_000  # per partition: a few batches
+RESUME_BELOW_RECORDS = 10_000  # covers the .2 s that a resumed fetch takes to bring records again
 PAUSE_ABOVE_BYTES = 64 * 1024 * 1024  # over all partitions: large records must not fill the memory
 BATCHES_OUT_MAX = 2  # one that is worked on, one that waits
 FETCH_START_S = 2.0  # a fetch that begins anew looks for its leader first: until then nothing is known of the partition
@@ -227,7 +227,7 @@ class Polling:
             raise StateLostError(
                 "TM-4021",
                 f"{message.topic()}[{message.partition()}]@{self._next.get(place, '?')} is not in the log any more: "
-                "records were deleted before they were read; restore the topic, or accept the loss with `tidemill reset`",
+                "records were deleted before they were read; restore the topic, or accept it with `tidemill reset`",
             )
         elif error.fatal() or error.code() in _FATAL | _REFUSED:
             raise _wrapped(error)
