@@ -211,38 +211,29 @@ class MemoryWriter:
 
 
 class MemoryReader:
-    """Stands in for `LogReader`, on input partitions and on output topics."""
+    """Stands in for `LogReader` on the input partitions."""
 
     def __init__(self, settings: Mapping[str, Any], topic: str, partition: int) -> None:
         log: MemoryLog = settings["log"]
-        self.position = 0
         assert log.inputs is not None
-        lane = log.inputs.lanes.get(Partition(topic, partition))
-        if lane is None:
-            found = [(o, log.topics[topic].index(o)) for o in log.outputs(topic)]
-            self._messages = [Message(o.key, o.value, o.headers, o.timestamp or -1, at) for o, at in found]
-            self._end = len(log.topics.get(topic, ()))
-        else:
-            self._messages = [record.message for record in lane]
-            self._end = log.inputs.end(Partition(topic, partition))
+        self.position = 0
+        self._messages = [record.message for record in log.inputs.lanes[Partition(topic, partition)]]
 
     def seek(self, offset: int) -> None:
         self.position = offset
 
-    def end_offset(self) -> int:
-        return self._end
-
-    def partition_count(self) -> int:
-        return 1
-
-    def read(self, *, until_offset: int | None, timeout_s: float, max_records: int) -> list[Message]:
-        end = self._end if until_offset is None else until_offset
-        found = [m for m in self._messages if self.position <= m.offset() < end][:max_records]
-        self.position = found[-1].offset() + 1 if len(found) == max_records else max(self.position, end)
+    def read(self, *, until_offset: int, timeout_s: float, max_records: int) -> list[Message]:
+        found = [m for m in self._messages if self.position <= m.offset() < until_offset][:max_records]
+        self.position = found[-1].offset() + 1 if len(found) == max_records else until_offset
         return found
 
     def close(self) -> None:
         """There is no connection."""
+
+
+def _read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
+    log: MemoryLog = settings["log"]
+    yield [Message(o.key, o.value, o.headers, -1, at) for at, o in enumerate(log.outputs(topic))]
 
 
 def _committed_offsets(
@@ -264,6 +255,7 @@ def kafka_in_memory() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(publishing_module, "TransactionalWriter", MemoryWriter))
         stack.enter_context(mock.patch.object(roll_forward_module, "LogReader", MemoryReader))
+        stack.enter_context(mock.patch.object(roll_forward_module, "read_topic", _read_topic))
         client = SimpleNamespace(committed_offsets=_committed_offsets, log_bounds=_log_bounds)
         stack.enter_context(mock.patch.object(claims_module, "kafka", client))
         yield

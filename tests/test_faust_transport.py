@@ -152,16 +152,37 @@ def test_slow_worker_stays_in_the_group_and_its_memory_is_bounded(
         async with TransportWorker(
             clients, (events.spec,), group=app_name, name="a", folder=tmp_path, seconds_per_batch=7.0
         ) as worker:
+            await worker.until(lambda: worker.partitions)
+            await asyncio.sleep(3.0)
+            assert 0 < worker.consumer.polling._merge.buffered_total() <= 1_500
+            worker.seconds_per_batch = 0.0  # of the batches after this one
             await worker.until(lambda: worker.record_count > 0)  # longer than the session time-out
-            buffered = worker.consumer.polling._merge.buffered_total()
-            assert 500 <= buffered <= 1_500
-            worker.seconds_per_batch = 0.0
             await worker.until(lambda: worker.record_count == 20_000)
             assert worker.consumer.polling.out_of_order == 0
             return worker
 
     worker = asyncio.run(run())
     assert len(worker.assignments) == 1 and worker.discarded == 0
+
+
+def test_new_claim_reads_partitions_again_that_were_paused(
+    clients: dict[str, Any], events: Input, app_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "PAUSE_ABOVE_RECORDS", 100)
+    monkeypatch.setattr(polling, "RESUME_BELOW_RECORDS", 50)
+    events.write(4_000)
+
+    async def run() -> None:
+        async with TransportWorker(
+            clients, (events.spec,), group=app_name, name="a", folder=tmp_path, seconds_per_batch=1.0
+        ) as worker:
+            await worker.until(lambda: worker.partitions and len(worker.consumer.polling._paused) == 4)
+            await worker.claim_again()
+            worker.seconds_per_batch = 0.0
+            counted = worker.record_count
+            await worker.until(lambda: worker.record_count - counted == 4_000)  # from the first record: none committed
+
+    asyncio.run(run())
 
 
 def test_large_records_are_bounded_by_their_bytes(

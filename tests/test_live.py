@@ -3,95 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import urllib.request
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
-import fastavro
 import pytest
-from confluent_kafka import Producer
-
-from tidemill.apps.status import Status, read_status
-from tidemill.apps.topics import ensure_app_topics
-from tidemill.config import Settings, load_settings
-from tidemill.io import kafka
-from tidemill.io.framing import header_of
-from tidemill.io.kafka_reader import read_topic
-from tidemill.io.outputs import decode
-
-SHOP = Path(__file__).parent / "streams" / "shop" / "shop.yaml"
+from shop import Shop, a_shop
 
 pytestmark = pytest.mark.servers
 
 
-class Shop:
-    """The shop's topics under a name of their own, and a worker on them."""
-
-    def __init__(self, settings: Settings, config: Path, folder: Path) -> None:
-        self.settings, self.config, self.folder = settings, config, folder
-        self.clients = kafka.client_settings(settings.bootstrap_servers or "")
-        self.producer = Producer({**self.clients, "partitioner": "murmur2_random"})
-        self.names = {topic.role: topic.name for topic in settings.app.topics}
-        self.schemas = {topic.role: topic.schema for topic in settings.app.topics}
-        self.worker: subprocess.Popen[bytes] | None = None
-
-    def send(self, role: str, key: str, seconds: float, **fields: object) -> None:
-        """`seconds`: event time, from now."""
-        body = BytesIO()
-        fastavro.schemaless_writer(body, fastavro.parse_schema(self.schemas[role]), fields)
-        value = header_of(self.schemas[role]) + body.getvalue()
-        self.producer.produce(self.names[role], value, key, timestamp=int((time.time() + seconds) * 1000))
-
-    def start(self, *options: str) -> None:
-        self.log = (self.folder / "worker.log").open("ab")
-        self.worker = subprocess.Popen(
-            [sys.executable, "-m", "tidemill", "worker", str(self.config), *options],
-            env={
-                **os.environ,
-                "TIDEMILL_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers or "",
-                "TIDEMILL_REDIS_URL": self.settings.redis_url or "",
-                "TIDEMILL_DATA": str(self.folder),
-            },
-            stderr=self.log,
-        )
-
-    def stop(self) -> int:
-        assert self.worker is not None
-        self.worker.send_signal(signal.SIGTERM)
-        return self.worker.wait(30)
-
-    def until(self, is_so: object, deadline_s: float = 40.0) -> Status:
-        deadline = time.monotonic() + deadline_s
-        while True:
-            status = read_status(self.settings)
-            if is_so(status):  # type: ignore[operator]
-                return status
-            assert self.worker is None or self.worker.poll() is None, (self.folder / "worker.log").read_text()
-            assert time.monotonic() < deadline, f"{status}\n{(self.folder / 'worker.log').read_text()}"
-            time.sleep(0.3)
-
-
 @pytest.fixture
 def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
-    text = SHOP.read_text().replace("name: shop", f"name: {app_name}").replace("shop.", f"{app_name}.")
-    text = text.replace("schema: ", f"schema: {SHOP.parent}/")
-    config = tmp_path / "shop.yaml"
-    config.write_text(text)
-    settings = load_settings(
-        config, bootstrap_servers=servers.bootstrap_servers, redis_url=servers.redis_url, data_folder=tmp_path
-    )
-    ensure_app_topics(settings)
-    made = Shop(settings, config, tmp_path)
-    yield made
-    if made.worker is not None and made.worker.poll() is None:
-        made.worker.kill()
-        made.worker.wait()
+    with a_shop(servers, app_name, tmp_path) as made:
+        yield made
 
 
 def test_a_stream_of_ones_own_needs_yaml_and_avro_only(shop: Shop):
@@ -116,10 +41,7 @@ def test_a_stream_of_ones_own_needs_yaml_and_avro_only(shop: Shop):
     assert status.open_rows["pending"] == 8
     assert shop.stop() == 0
 
-    predictions = {}
-    for messages in read_topic(shop.clients, f"{shop.settings.app.name}.predictions.v1"):
-        for row in decode("prediction.v1", [m.value() for m in messages]).to_pylist():
-            predictions[row["id"]] = row
+    predictions = {row["id"]: row for row in shop.read("predictions")}
     assert len(predictions) == 208
     first, last = predictions["0"], predictions["199"]
     assert first["numeric"] == [0.0, 0.0, 0.5, 3.5]  # amount, orders before it, prior of the return rate, price

@@ -118,3 +118,19 @@ def test_record_behind_what_another_partition_released_is_counted():
     merge.offer(1, 1, [Offered(4, 0, None)])
     merge.take(10, limit=None, lagging=set())
     assert merge.out_of_order == 1
+
+
+def test_partition_that_wakes_up_is_merged_with_what_was_not_cut_yet():
+    merge = a_merge(is_bounded=False)
+    merge.offer(1, 0, [Offered(time, time, None) for time in range(10)])
+    assert stamps([merge.take(2, limit=None, lagging=set())])[-1][0] == 1
+    merge.offer(1, 1, [Offered(4, 0, None)])
+    assert [stamp for stamp, *_ in stamps(drain(merge, 20))] == [2, 3, 4, 4, 5, 6, 7, 8, 9]
+    assert merge.out_of_order == 0
+
+
+def test_partition_with_records_that_wait_for_others_is_said_to_be_waiting():
+    merge = a_merge(is_bounded=False)
+    merge.offer(1, 0, [Offered(5, 0, None)])
+    merge.take(1, limit=None, lagging={(0, 0)})
+    assert merge.is_waiting((1, 0)) and not merge.is_waiting((0, 0))

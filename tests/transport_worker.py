@@ -86,6 +86,11 @@ class TransportWorker:
                     raise self.error
                 await asyncio.sleep(0.01)
 
+    async def claim_again(self) -> None:
+        """As after a refused script: what is read and not processed is read again."""
+        async with self._busy:
+            await self._claim(self.partitions, self._generation)
+
     # The hooks ---------------------------------------------------------------------------------------------------
 
     async def on_assigned(self, partitions: frozenset[Partition], generation: int, group_metadata: object) -> None:

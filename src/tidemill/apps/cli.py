@@ -318,6 +318,7 @@ def reset(
     print_rows("would move" if dry_run else "moved", rows, ("partition", "before", "after", "lost"), form)
     if target == "earliest":
         hint("every record is processed again: predictions, examples and commits are published a second time")
+        hint("`tidemill status` then counts both passes; predictions that were pending now stay open in its balance")
         hint("to undo: restore the store from its backup, then `tidemill reset --to applied`")
     else:
         hint("to undo: the column `before` holds the former offsets (kafka-consumer-groups --reset-offsets sets them)")

@@ -31,12 +31,12 @@ class Letter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeadLetterGroup:
-    """All letters of one topic with one code. Offsets are those of the dead letter topic's partition."""
+    """All letters of one dead letter topic with one code."""
 
     topic: str
     code: str
     count: int
-    first: str  # topic[partition]@offset of the dead letter topic
+    first: str  # [partition]@offset in the dead letter topic
     last: str
     example: str  # the message of the first one
 
@@ -59,7 +59,7 @@ def group_letters(letters: Iterable[Letter]) -> list[DeadLetterGroup]:
     for letter in letters:
         headers = dict(letter.headers() or ())
         code = _text(headers.get("tidemill.dlq.code")) or UNKNOWN_CODE
-        place = f"{letter.topic()}[{letter.partition()}]@{letter.offset()}"
+        place = f"[{letter.partition()}]@{letter.offset()}"
         before = groups.get((letter.topic(), code))
         if before is None:
             example = _text(headers.get("__streams.errors.message"))

@@ -104,7 +104,7 @@ def refuse_living_members(count: int, group: str) -> None:
     if count:
         raise RefusedError(
             "TM-4301",
-            f"group {group} has {count} living member{'s' * (count > 1)}: stop all workers first (one that was killed "
+            f"group {group} has {count} living member{'s' * (count > 1)}: stop all workers first (one that has stopped "
             "counts until its session times out, about ten seconds), then run the reset again",
         )
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from tidemill.apps.status import Balance, Status
 from tidemill.core.records import Partition
 
+PIPE_COLUMNS = 240
 SCHEMA_VERSION = 1  # grows when a name of the JSON changes
 
 
@@ -84,10 +85,6 @@ def results_tables(results: RunResults) -> list[RenderableType]:
     quality = _table("predictions against labels", "expert", "log loss", "AUC")
     for name, one in results.quality.items():
         quality.add_row(name, _number(one.log_loss, 4), _number(one.auc, 4))
-    quality.caption = (
-        f"{results.examples:,} labelled predictions; label delay p50 {_duration(results.label_delay_s_p50)}, "
-        f"p95 {_duration(results.label_delay_s_p95)}"
-    )
     timings = _table("run", "what", "value")
     for name, value in (
         ("set-up", f"{results.setup_s:.1f} s"),
@@ -95,6 +92,9 @@ def results_tables(results: RunResults) -> list[RenderableType]:
         ("replay", f"{results.replay_s:.1f} s"),
         ("records", f"{results.records:,}"),
         ("records/s", f"{results.records_per_s:,.0f}"),
+        ("predictions", f"{results.predictions:,}"),
+        ("labels joined", f"{results.examples:,}"),
+        ("label delay", f"p50 {_duration(results.label_delay_s_p50)}, p95 {_duration(results.label_delay_s_p95)}"),
         ("workers", str(results.workers)),
         ("out of order", _number(results.out_of_order, 0)),
     ):
@@ -135,7 +135,9 @@ def status_tables(status: Status) -> list[RenderableType]:
 
 def print_tables(tables: Sequence[RenderableType], *, file: TextIO | None = None) -> None:
     """On stdout unless told otherwise; no colour off a terminal or with NO_COLOR."""
-    console = Console(file=file or sys.stdout, highlight=False)
+    file = file or sys.stdout
+    # A pipe has no width: a line is then as long as it has to be.
+    console = Console(file=file, highlight=False, width=None if file.isatty() else PIPE_COLUMNS)
     for table in tables:
         console.print(table)
 
@@ -160,7 +162,7 @@ def print_rows(title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, overflow="fold")
     return table

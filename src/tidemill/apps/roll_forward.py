@@ -18,7 +18,7 @@ from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.ports import Conflict, Store
 from tidemill.core.records import Batch, Commit, Partition, Span
 from tidemill.core.tables import SERVED
-from tidemill.io.kafka_reader import LogReader
+from tidemill.io.kafka_reader import LogReader, read_topic
 from tidemill.io.source import SourceRecord
 from tidemill.io.wire import InputDecoder, decode
 
@@ -115,27 +115,17 @@ class RollForward:
 
     def _published(self, ranges: Mapping[Partition, tuple[int, int]]) -> PublishedPredictions:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
-        reader = LogReader(self._client_settings, self._pipeline.predictions_topic, 0)
         tables: list[pa.Table] = []
         sources: list[tuple[int, int, int]] = []
-        for number in range(reader.partition_count()):
-            part = LogReader(self._client_settings, self._pipeline.predictions_topic, number)
-            part.seek(0)
-            end = part.end_offset()
-            while part.position < end:
-                messages = part.read(until_offset=end, timeout_s=0.1, max_records=READ_RECORDS_MAX)
-                if not messages:
-                    continue
-                found = decode("prediction.v1", [m.value() for m in messages])
-                keep = []
-                for row, (topic, partition, offset) in enumerate(
-                    zip(*(found.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
-                ):
-                    start, stop = ranges.get(Partition(topic, partition), (0, 0))
-                    if start <= offset < stop:
-                        keep.append(row)
-                        sources.append((index_of[topic], partition, offset))
-                tables.append(pa.Table.from_batches([found.select(SERVED.names).take(pa.array(keep)).cast(SERVED)]))
-            part.close()
-        reader.close()
+        for messages in read_topic(self._client_settings, self._pipeline.predictions_topic):
+            found = decode("prediction.v1", [message.value() for message in messages])
+            keep = []
+            origins = zip(*(found.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
+            for row, (topic, partition, offset) in enumerate(origins):
+                start, end = ranges.get(Partition(topic, partition), (0, 0))
+                if start <= offset < end:
+                    keep.append(row)
+                    sources.append((index_of[topic], partition, offset))
+            served = found.select(SERVED.names).take(pa.array(keep, pa.int64())).cast(SERVED)
+            tables.append(pa.Table.from_batches([served]))
         return PublishedPredictions(pa.concat_tables(tables) if tables else SERVED.empty_table(), sources)

@@ -308,10 +308,12 @@ def _close(id_: str, slot: _Open, spec: LabelSpec, topic_names: tuple[str, ...],
 
 def _label_tail(columns: pa.RecordBatch, order: int) -> bytes:
     fields: dict[str, Any] = columns.slice(order, 1).to_pylist()[0]
-    return json.dumps(fields, sort_keys=True, default=str).encode()
+    # Features of a label read numbers: bytes, maps and lists would not come back from JSON as they went.
+    plain = {name: value for name, value in fields.items() if isinstance(value, bool | int | float | str)}
+    return json.dumps(plain, sort_keys=True).encode()
 
 
 def label_record(tail: bytes) -> dict[str, Any]:
-    """The fields of a label that waited for its event."""
+    """The plain fields of a label that waited for its event; null ones and nested ones are absent."""
     fields: dict[str, Any] = json.loads(tail)
     return fields

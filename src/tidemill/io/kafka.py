@@ -7,7 +7,7 @@ librdkafka raises leaves here as one of our errors.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,19 +103,23 @@ def committed_offsets(
     request = ConsumerGroupTopicPartitions(group, [TopicPartition(p.topic, p.number) for p in partitions])
     with unavailable_unless_answered(f"return the offsets of group {group}", settings):
         admin = AdminClient(dict(settings))
-        deadline = time.monotonic() + STABLE_DEADLINE_S
-        while True:
-            try:
-                offsets = _stable_offsets(admin, group, request)
-                break
-            except KafkaException as error:
-                if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
-                    raise
-                time.sleep(NOT_YET_RETRY_S)
+        offsets = _once_ready(lambda: _stable_offsets(admin, group, request))
     return {
         Partition(at.topic, at.partition): (at.offset, at.metadata or "") if at.offset >= 0 else (None, "")
         for at in offsets
     }
+
+
+def _once_ready(ask: Callable[[], Any]) -> Any:
+    """The answer, asked for again while the group's coordinator says "not yet"."""
+    deadline = time.monotonic() + STABLE_DEADLINE_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
+                raise
+            time.sleep(NOT_YET_RETRY_S)
 
 
 def _stable_offsets(admin: AdminClient, group: str, request: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
@@ -133,16 +137,26 @@ def set_committed_offsets(
     """Move the group's offsets; only `tidemill reset` does so, and only while the group has no members."""
     at = [TopicPartition(p.topic, p.number, offset, metadata) for p, offset in offsets.items()]
     with unavailable_unless_answered(f"move the offsets of group {group}", settings):
-        AdminClient(dict(settings)).alter_consumer_group_offsets([ConsumerGroupTopicPartitions(group, at)])[
-            group
-        ].result()
+        admin = AdminClient(dict(settings))  # held by name: a client that is collected never answers its futures
+        request = [ConsumerGroupTopicPartitions(group, at)]
+
+        def alter() -> None:
+            answer = admin.alter_consumer_group_offsets(request, request_timeout=REQUEST_TIMEOUT_S)[group].result()
+            for each in answer.topic_partitions:
+                if each.error is not None:  # a group with members answers so, partition by partition
+                    raise KafkaException(each.error)
+
+        _once_ready(alter)
 
 
 def delete_group(settings: Mapping[str, Any], group: str) -> None:
     """Forget a group and its offsets; nothing happens when there is none."""
     with unavailable_unless_answered(f"delete group {group}", settings):
+        admin = AdminClient(dict(settings))
         try:
-            AdminClient(dict(settings)).delete_consumer_groups([group])[group].result()
+            _once_ready(
+                lambda: admin.delete_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)[group].result()
+            )
         except KafkaException as error:
             if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
                 raise
@@ -151,8 +165,11 @@ def delete_group(settings: Mapping[str, Any], group: str) -> None:
 def living_members(settings: Mapping[str, Any], group: str) -> int:
     """How many members the group has now."""
     with unavailable_unless_answered(f"describe group {group}", settings):
+        admin = AdminClient(dict(settings))
         try:
-            described = AdminClient(dict(settings)).describe_consumer_groups([group])[group].result()
+            described = _once_ready(
+                lambda: admin.describe_consumer_groups([group], request_timeout=REQUEST_TIMEOUT_S)[group].result()
+            )
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return 0

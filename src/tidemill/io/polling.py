@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ RESUME_BELOW_RECORDS = 10_000  # covers the .2 s that a resumed fetch takes to b
 PAUSE_ABOVE_BYTES = 64 * 1024 * 1024  # over all partitions: large records must not fill the memory
 BATCHES_OUT_MAX = 2  # one that is worked on, one that waits
 FETCH_START_S = 2.0  # a fetch that begins anew looks for its leader first: until then nothing is known of the partition
+WAKE_UP_S = 0.05  # the answer does not matter
 REPORT_EVERY_S = 0.25  # how often `ends` and `blocked_by` are renewed
 
 _FATAL = {KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID, KafkaError._FENCED}  # the first in place of the others
@@ -100,8 +102,7 @@ class Polling:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
         self._generation = 0
-        self._epoch = 0  # of the batches that leave
-        self._last_epoch = 0  # as promised to the main thread
+        self._epoch, self._last_epoch = 0, 0  # of the batches that leave; as promised to the main thread
         self._next: dict[Place, int] = {}  # the next offset to receive; empty until the claim is done
         self._received: dict[Place, int] = {}  # behind the last record that came
         self._seen_end: dict[Place, int] = {}  # where the client last found nothing more to read
@@ -141,7 +142,7 @@ class Polling:
 
     def set_limit(self, limit: int | None) -> None:
         """No record later than this event time may leave."""
-        self._commands.put(lambda: self._set_limit(limit))
+        self._limit = limit  # replaced as a whole
 
     def blocked_by(self) -> Partition | None:
         """The partition that the merge waited for most, a moment ago."""
@@ -282,8 +283,7 @@ class Polling:
     def _high(self, place: Place) -> int:
         """The end of the partition, markers included, as of the last fetch; negative before the first one."""
         try:
-            at = TopicPartition(self._topics[place[0]].name, place[1])
-            return int(self._consumer.get_watermark_offsets(at, cached=True)[1])
+            return int(self._consumer.get_watermark_offsets(*self._at([place]), cached=True)[1])
         except (KafkaException, TypeError):
             return -1
 
@@ -300,14 +300,22 @@ class Polling:
             elif place != needed and (count > PAUSE_ABOVE_RECORDS or (is_full and count > 0)):
                 pause.append(place)
         if pause:
-            self._consumer.pause(self._topic_partitions(pause))
+            self._consumer.pause(self._at(pause))
             self._paused.update(pause)
         if resume:
-            self._consumer.resume(self._topic_partitions(resume))
+            self._consumer.resume(self._at(resume))
+            if len(self._paused) == len(self._next):
+                self._wake_up(resume[0])
             self._paused.difference_update(resume)
             for place in resume:
                 self._seen_end.pop(place, None)
                 self._wait_for(place, max(FETCH_START_S, self._max_idle_s))
+
+    def _wake_up(self, place: Place) -> None:
+        """A client without any fetch in flight sees that it may fetch again only after up to a second; a request that
+        goes to the broker makes it look at once."""
+        with suppress(KafkaException):
+            self._consumer.get_watermark_offsets(*self._at([place]), timeout=WAKE_UP_S)
 
     def _report(self) -> None:
         self._reported_at = time.monotonic()
@@ -348,10 +356,8 @@ class Polling:
         for place, offset in self._next.items():
             self._merge.add_partition(*place, offset)
             self._wait_for(place, max(FETCH_START_S, self._max_idle_s))
-        at = [TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()]
-        self._consumer.assign(at)
-        if at:
-            self._consumer.resume(at)  # the client keeps a partition paused even through a new assignment
+        self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
+        self._consumer.resume(self._at(self._next))  # the client keeps a partition paused through a new assignment
 
     def _clear(self, positions: dict[Place, int]) -> None:
         """Forget what was read; `positions` is what is read from now on."""
@@ -366,13 +372,10 @@ class Polling:
     def _batch_done(self) -> None:
         self._batches_out -= 1
 
-    def _set_limit(self, limit: int | None) -> None:
-        self._limit = limit
-
     def _partition(self, place: Place) -> Partition:
         return Partition(self._topics[place[0]].name, place[1])
 
-    def _topic_partitions(self, places: Sequence[Place]) -> list[TopicPartition]:
+    def _at(self, places: Iterable[Place]) -> list[TopicPartition]:
         return [TopicPartition(self._topics[index].name, number) for index, number in places]
 
 

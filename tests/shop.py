@@ -1,0 +1,107 @@
+"""A worker on the shop's stream: a harness for tests on live servers.
+
+In: the session's servers. Out: topics under a name of their own, a producer, a worker process. Invariant: the worker is
+gone when the test ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import fastavro
+from confluent_kafka import Producer
+
+from tidemill.apps.status import Status, read_status
+from tidemill.apps.topics import ensure_app_topics
+from tidemill.config import Settings, load_settings
+from tidemill.io import kafka
+from tidemill.io.embedded import Servers
+from tidemill.io.framing import header_of
+from tidemill.io.kafka_reader import read_topic
+from tidemill.io.outputs import decode
+
+SHOP = Path(__file__).parent / "streams" / "shop" / "shop.yaml"
+
+
+class Shop:
+    """The shop's topics under a name of their own, and a worker on them."""
+
+    def __init__(self, settings: Settings, config: Path, folder: Path) -> None:
+        self.settings, self.config, self.folder = settings, config, folder
+        self.clients = kafka.client_settings(settings.bootstrap_servers or "")
+        self.producer = Producer({**self.clients, "partitioner": "murmur2_random"})
+        self.names = {topic.role: topic.name for topic in settings.app.topics}
+        self.schemas = {topic.role: topic.schema for topic in settings.app.topics}
+        self.worker: subprocess.Popen[bytes] | None = None
+
+    def send(self, role: str, key: str, seconds: float, **fields: object) -> None:
+        """`seconds`: event time, from now."""
+        body = BytesIO()
+        fastavro.schemaless_writer(body, fastavro.parse_schema(self.schemas[role]), fields)
+        value = header_of(self.schemas[role]) + body.getvalue()
+        self.producer.produce(self.names[role], value, key, timestamp=int((time.time() + seconds) * 1000))
+
+    def start(self, *options: str) -> None:
+        self.log = (self.folder / "worker.log").open("ab")
+        self.worker = subprocess.Popen(
+            [sys.executable, "-m", "tidemill", "worker", str(self.config), *options],
+            env={
+                **os.environ,
+                "TIDEMILL_BOOTSTRAP_SERVERS": self.settings.bootstrap_servers or "",
+                "TIDEMILL_REDIS_URL": self.settings.redis_url or "",
+                "TIDEMILL_DATA": str(self.folder),
+            },
+            stderr=self.log,
+        )
+
+    def stop(self) -> int:
+        assert self.worker is not None
+        self.worker.send_signal(signal.SIGTERM)
+        return self.worker.wait(30)
+
+    def until(self, is_so: Callable[[Status], bool], deadline_s: float = 40.0) -> Status:
+        deadline = time.monotonic() + deadline_s
+        while True:
+            status = read_status(self.settings)
+            if is_so(status):
+                return status
+            assert self.worker is None or self.worker.poll() is None, self.log_text()
+            assert time.monotonic() < deadline, f"{status}\n{(self.folder / 'worker.log').read_text()}"
+            time.sleep(0.3)
+
+    def read(self, kind: str) -> list[dict[str, Any]]:
+        """All records of `predictions`, `examples` or `commits`."""
+        topic, schema = f"{self.settings.app.name}.{kind}.v1", f"{kind.rstrip('s')}.v1"
+        return [
+            row
+            for messages in read_topic(self.clients, topic)
+            for row in decode(schema, [m.value() for m in messages]).to_pylist()
+        ]
+
+    def log_text(self) -> str:
+        return (self.folder / "worker.log").read_text()
+
+
+@contextmanager
+def a_shop(servers: Servers, app_name: str, folder: Path) -> Iterator[Shop]:
+    text = SHOP.read_text().replace("name: shop", f"name: {app_name}").replace("shop.", f"{app_name}.")
+    config = folder / "shop.yaml"
+    config.write_text(text.replace("schema: ", f"schema: {SHOP.parent}/"))
+    settings = load_settings(
+        config, bootstrap_servers=servers.bootstrap_servers, redis_url=servers.redis_url, data_folder=folder
+    )
+    ensure_app_topics(settings)
+    made = Shop(settings, config, folder)
+    yield made
+    if made.worker is not None and made.worker.poll() is None:
+        made.worker.kill()
+        made.worker.wait()

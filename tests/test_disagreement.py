@@ -1,0 +1,123 @@
+"""Store, log and group disagree: rebuilt where the log allows it, refused with exit 4 where it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from shop import Shop, a_shop
+
+from tidemill.apps.engine import worker_group
+from tidemill.config import config_digest
+from tidemill.core.records import Partition
+from tidemill.io import kafka
+from tidemill.io.redis_store import RedisStore
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture
+def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
+    """60 orders, 40 of them labelled and processed; the worker is stopped."""
+    with a_shop(servers, app_name, tmp_path) as made:
+        made.send("context", "tea", -11, product="tea", price=3.5)
+        for order in range(60):
+            made.send("event", str(order), -10 + order / 100, order=order, product="tea", amount=float(order))
+        for order in range(40):
+            made.send("label", str(order), -5 + order / 100, order=order, returned=order % 3 == 0)
+        made.producer.flush()
+        made.start()
+        made.until(lambda now: now.published.get("example", 0) == 40 and now.published.get("prediction") == 60)
+        assert made.stop() == 0
+        wait_for_the_session_to_end(made)
+        yield made
+
+
+def wait_for_the_session_to_end(shop: Shop) -> None:
+    """A static member stays in the group for its session time-out after its process ended."""
+    while kafka.living_members(shop.clients, worker_group(shop.settings.app.name)):
+        time.sleep(0.2)
+
+
+def store_of(shop: Shop) -> RedisStore:
+    app = shop.settings.app
+    return RedisStore(shop.settings.redis_url or "", app.name, owner_slot="test", config_digest=config_digest(app))
+
+
+def orders_of(shop: Shop) -> list[Partition]:
+    return [Partition(shop.names["event"], number) for number in (0, 1)]
+
+
+def exit_code_of_a_start(shop: Shop) -> int:
+    shop.start()
+    assert shop.worker is not None
+    return shop.worker.wait(40)
+
+
+def test_a_lost_store_is_rebuilt_from_the_log_and_open_predictions_keep_what_was_served(shop: Shop):
+    store = store_of(shop)
+    digest, rows = store.feature_digest(), store.row_counts()
+    store.wipe()
+
+    shop.start()
+    for order in range(40, 60):  # their predictions were open when the store was lost
+        shop.send("label", str(order), 0, order=order, returned=order % 2 == 0)
+    shop.producer.flush()
+    shop.until(lambda now: now.published.get("example", 0) == 60)
+    assert shop.stop() == 0
+
+    assert "rebuilding it from the log" in shop.log_text()
+    predictions = {row["id"]: row for row in shop.read("predictions")}
+    examples = {row["id"]: row for row in shop.read("examples")}
+    assert len(predictions) == len(shop.read("predictions")) == 60 == len(examples)
+    for id_, example in examples.items():
+        assert {name: example[name] for name in ("numeric", "categories", "blend", "n")} == {
+            name: predictions[id_][name] for name in ("numeric", "categories", "blend", "n")
+        }
+    assert sum(rows.values()) == sum(store.row_counts().values())
+    # The digest of the same records applied in one go: the twenty labels that came later are in both.
+    rebuilt = store.feature_digest()
+    assert rebuilt != digest
+    store.wipe()
+    shop.start()
+    shop.until(lambda now: sum(now.open_rows.values()) == 60)
+    assert shop.stop() == 0
+    assert store.feature_digest() == rebuilt
+
+
+def test_a_lost_store_whose_log_was_cut_ends_with_exit_4(shop: Shop):
+    store_of(shop).wipe()
+    cut = [TopicPartition(p.topic, p.number, 5) for p in orders_of(shop)]
+    admin = AdminClient(shop.clients)  # held by name: a client that is collected never answers
+    for future in admin.delete_records(cut).values():
+        future.result()
+    assert exit_code_of_a_start(shop) == 4
+    assert "TM-4203" in shop.log_text() and "the topic begins at 5" in shop.log_text()
+    assert len(shop.read("predictions")) == 60
+
+
+def test_offsets_moved_by_hand_end_with_exit_4_and_reset_makes_peace(shop: Shop):
+    group = worker_group(shop.settings.app.name)
+    before = kafka.committed_offsets(shop.clients, group, orders_of(shop))
+    kafka.set_committed_offsets(shop.clients, group, dict.fromkeys(orders_of(shop), 1), "")
+    assert exit_code_of_a_start(shop) == 4
+    assert "TM-4204" in shop.log_text() and "tidemill reset" in shop.log_text()
+
+    wait_for_the_session_to_end(shop)
+    reset = [sys.executable, "-m", "tidemill", "reset", str(shop.config), "--to", "applied", "--yes"]
+    servers = ["--bootstrap-servers", shop.settings.bootstrap_servers or "", "--redis-url", shop.settings.redis_url or ""]
+    subprocess.run([*reset, *servers], check=True, timeout=60, capture_output=True)
+    assert {p: at for p, (at, _) in kafka.committed_offsets(shop.clients, group, orders_of(shop)).items()} == {
+        p: at for p, (at, _) in before.items()
+    }
+    shop.start()
+    shop.send("event", "999", 0, order=999, product="tea", amount=1.0)
+    shop.producer.flush()
+    shop.until(lambda now: now.published.get("prediction", 0) == 61)
+    assert shop.stop() == 0
