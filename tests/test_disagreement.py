@@ -111,8 +111,9 @@ def test_offsets_moved_by_hand_end_with_exit_4_and_reset_makes_peace(shop: Shop)
 
     wait_for_the_session_to_end(shop)
     reset = [sys.executable, "-m", "tidemill", "reset", str(shop.config), "--to", "applied", "--yes"]
-    servers = ["--bootstrap-servers", shop.settings.bootstrap_servers or "", "--redis-url", shop.settings.redis_url or ""]
-    subprocess.run([*reset, *servers], check=True, timeout=60, capture_output=True)
+    reset += ["--bootstrap-servers", shop.settings.bootstrap_servers or ""]
+    reset += ["--redis-url", shop.settings.redis_url or ""]
+    subprocess.run(reset, check=True, timeout=60, capture_output=True)
     assert {p: at for p, (at, _) in kafka.committed_offsets(shop.clients, group, orders_of(shop)).items()} == {
         p: at for p, (at, _) in before.items()
     }

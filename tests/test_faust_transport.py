@@ -31,25 +31,28 @@ def clients(servers: Servers) -> dict[str, Any]:
 
 
 class Input:
-    """An input topic with four partitions, and what was written to it."""
+    """An input topic, and what was written to it."""
 
-    def __init__(self, clients: Mapping[str, Any], name: str, role: str = "event") -> None:
-        kafka.ensure_topics(clients, {name: 4}, {"retention.ms": "-1"})
+    def __init__(self, clients: Mapping[str, Any], name: str, role: str = "event", *, partitions: int = 4) -> None:
+        kafka.ensure_topics(clients, {name: partitions}, {"retention.ms": "-1"})
+        self._partitions = partitions
         self.name = name
         self.spec = TopicSpec(name=name, role=role, schema={})  # type: ignore[arg-type]
         self.count = 0
         self._producer = Producer({**clients, "linger.ms": 5})
 
-    def write(self, count: int, *, value: bytes = b"v", partitions: int = 4) -> None:
+    def write(self, count: int, *, value: bytes = b"v") -> None:
         """One record per millisecond of event time, round the partitions."""
         for number in range(self.count, self.count + count):
-            self._producer.produce(self.name, value, b"k", partition=number % partitions, timestamp=START + number)
+            self._producer.produce(
+                self.name, value, b"k", partition=number % self._partitions, timestamp=START + number
+            )
         self.count += count
         self._producer.flush(20)
 
     def punctuate(self, time: int, *, is_end: bool) -> None:
         headers = [(PUNCTUATION_HEADER, b"%d" % time), *([(END_HEADER, b"")] if is_end else [])]
-        for partition in range(4):
+        for partition in range(self._partitions):
             self._producer.produce(self.name, None, None, partition=partition, timestamp=time, headers=headers)
         self._producer.flush(20)
 
@@ -141,12 +144,13 @@ def test_nothing_is_lost_or_doubled_while_workers_join_and_leave(
 
 
 def test_slow_worker_stays_in_the_group_and_its_memory_is_bounded(
-    clients: dict[str, Any], events: Input, app_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clients: dict[str, Any], app_name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polling, "PAUSE_ABOVE_RECORDS", 1_000)
     monkeypatch.setattr(polling, "RESUME_BELOW_RECORDS", 500)
     monkeypatch.setattr(polling, "POLL_RECORDS_MAX", 500)
-    events.write(20_000, partitions=1)  # a single busy partition is the one that the merge always waits for
+    events = Input(clients, f"{app_name}.single", partitions=1)  # the merge always waits for a single partition
+    events.write(20_000)
 
     async def run() -> TransportWorker:
         async with TransportWorker(

@@ -152,7 +152,11 @@ def test_writer_of_an_older_generation_is_fenced(
 
 
 def test_open_transaction_hides_its_records_and_its_offsets_until_the_next_writer_ends_it(
-    clients: dict[str, object], topic: str, app_name: str, group_member: Consumer
+    clients: dict[str, object],
+    topic: str,
+    app_name: str,
+    group_member: Consumer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torn = Producer({**clients, "transactional.id": app_name})
     torn.init_transactions(10)
@@ -162,6 +166,9 @@ def test_open_transaction_hides_its_records_and_its_offsets_until_the_next_write
     torn.send_offsets_to_transaction([TopicPartition(topic, 0, 7)], group_member.consumer_group_metadata(), 10)
     reader = LogReader(clients, topic, 0)
     assert reader.end_offset() == 0
+    with monkeypatch.context() as patch, pytest.raises(UnavailableError, match="unstable offsets"):
+        patch.setattr(kafka, "STABLE_DEADLINE_S", 0.2)
+        kafka.committed_offsets(clients, app_name, [Partition(topic, 0)])  # and does not pass for a new group
     assert kafka.log_bounds(clients, [Partition(topic, 0)]) == {Partition(topic, 0): (0, 0)}
     a_writer(clients, app_name)
     assert kafka.committed_offsets(clients, app_name, [Partition(topic, 0)]) == {Partition(topic, 0): (None, "")}

@@ -48,6 +48,7 @@ class DemoFollower:
         self._ends: dict[Partition, int] = {}
         self._end_time: int | None = None  # of the last punctuation; known once the producer has ended
         self._quality: dict[str, Quality] = {}
+        self._losses_by_day: list[float] = []
         self._judged_at = self._rated_at = time.monotonic()
         self._rate = 0.0
         self._rated_records = 0
@@ -126,6 +127,7 @@ class DemoFollower:
             self._ends = {p: end for p, (_, end) in kafka.log_bounds(self._clients, self._partitions).items()}
         self._examples.look()
         self._quality = self._examples.judge()
+        self._losses_by_day = self._examples.losses_by_day()
         if now - self._rated_at >= RATE_OVER_S:
             records = self._commits.records
             self._rate = (records - self._rated_records) / (now - self._rated_at)
@@ -161,7 +163,7 @@ class DemoFollower:
             n=commits.n,
             is_producing=self._end_time is None,
             quality=self._quality,
-            losses_by_day=self._examples.losses_by_day(),
+            losses_by_day=self._losses_by_day,
         )
 
     def _dead_letters(self) -> dict[str, int]:

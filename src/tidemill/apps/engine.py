@@ -18,6 +18,7 @@ from tidemill.apps.failpoints import failpoint
 from tidemill.apps.folding import ExampleFold
 from tidemill.apps.publishing import Publishing
 from tidemill.apps.roll_forward import RollForward
+from tidemill.apps.topics import ensure_output_topics
 from tidemill.config import Settings, config_digest
 from tidemill.core.features import FeaturePlan
 from tidemill.core.pipeline import Pipeline, Turn
@@ -64,6 +65,8 @@ class Engine:
         self.worker = f"tidemill.{spec.name}.worker.{slot}"
         clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
         self._clients = clients
+        if created := ensure_output_topics(settings):
+            report(f"created topics {', '.join(created)}")
         self._decoder = InputDecoder(spec)
         plan = FeaturePlan(spec)
         self._pipeline = Pipeline(spec, plan, WireCodec(spec, self._decoder))

@@ -19,6 +19,7 @@ from tidemill.core.ports import Conflict, Store
 from tidemill.core.records import Batch, Commit, Partition, Span
 from tidemill.core.tables import SERVED
 from tidemill.io.kafka_reader import LogReader, read_topic
+from tidemill.io.polling import punctuation_of
 from tidemill.io.source import SourceRecord
 from tidemill.io.wire import InputDecoder, decode
 
@@ -110,7 +111,7 @@ class RollForward:
                 yield self._decoder.decode(records, spans)
             elif not unfinished:
                 break
-        for partition, reader in readers.items():
+        for reader in readers.values():
             reader.close()
 
     def _published(self, ranges: Mapping[Partition, tuple[int, int]]) -> PublishedPredictions:

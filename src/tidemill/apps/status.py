@@ -1,7 +1,8 @@
 """What an app has done and where it stands, from its topics and its store.
 
-In: settings with servers. Out: a `Status` of plain values, the same for the table and for JSON. Invariant: both balances
-are made of numbers counted apart: outcomes from the commits log, predictions from their topic, open rows from the store.
+In: settings with servers. Out: a `Status` of plain values, the same for the table and for JSON. Invariant: both
+balances are made of numbers counted apart: outcomes from the commits log, predictions from their topic, open rows from
+the store.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ In: an app's settings. Out: topics that exist. Invariant: topics that exist alre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.core.spec import AppSpec
@@ -18,10 +20,9 @@ TOPIC_CONFIG = {
 }
 
 
-def app_topics(app: AppSpec) -> dict[str, int]:
-    """Partition counts of every topic of the app, by name."""
-    counts = {topic.name: topic.partitions for topic in app.topics}
-    counts |= {
+def output_topics(app: AppSpec) -> dict[str, int]:
+    """Partition counts of the topics that Tidemill writes, by name."""
+    counts = {
         f"{app.name}.predictions.v1": PREDICTION_PARTITIONS,
         f"{app.name}.examples.v1": 1,
         f"{app.name}.commits.v1": 1,
@@ -29,15 +30,29 @@ def app_topics(app: AppSpec) -> dict[str, int]:
     return counts | {f"{topic.name}.dlq": 1 for topic in app.topics}
 
 
+def app_topics(app: AppSpec) -> dict[str, int]:
+    """Partition counts of every topic of the app, by name."""
+    return {topic.name: topic.partitions for topic in app.topics} | output_topics(app)
+
+
+def ensure_output_topics(settings: Settings) -> list[str]:
+    """Create what a worker writes and is missing; the names that were created. Inputs are their producers' matter."""
+    return _ensure(settings, output_topics(settings.app))
+
+
 def ensure_app_topics(settings: Settings) -> list[str]:
-    """Create what is missing; the names that were created.
+    """Create what is missing, inputs included; the names that were created.
 
     Raises:
         UnavailableError: TM-3010, Kafka did not create them.
     """
+    return _ensure(settings, app_topics(settings.app))
+
+
+def _ensure(settings: Settings, topics: Mapping[str, int]) -> list[str]:
     assert settings.bootstrap_servers is not None
     clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
-    return kafka.ensure_topics(clients, app_topics(settings.app), TOPIC_CONFIG)
+    return kafka.ensure_topics(clients, topics, TOPIC_CONFIG)
 
 
 def refuse_used_topics(settings: Settings) -> None:

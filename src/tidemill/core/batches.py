@@ -1,7 +1,7 @@
 """Cut a batch in two at a position, when its rest has to wait for another worker.
 
-In: a batch. Out: two batches whose records, in order, are those of the one. Invariant: spans of head and tail tile the
-span of the whole.
+In: a batch. Out: two batches whose records, in order, are those of the one. Invariant: every partition has a span in
+both, and the two tile that of the whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ def split_batch(batch: Batch, position: int, topic_names: tuple[str, ...]) -> tu
     """The records before `position`, and the rest; 0 < position < len(batch).
 
     A watermark of the head is the largest time of its own records (-1 without any): a watermark never falls, so the
-    store keeps the larger of what it had and this.
+    store keeps the larger of what it had and this. A partition that has no records in a part stays in it with an empty
+    span: rows of it may be due.
     """
     head_spans: dict[Partition, Span] = {}
     tail_spans: dict[Partition, Span] = {}
@@ -28,11 +29,10 @@ def split_batch(batch: Batch, position: int, topic_names: tuple[str, ...]) -> tu
         middle = int(batch.offset[mine].max()) + 1 if mine.any() else span.start
         watermark = int(batch.time[mine].max()) if mine.any() else -1
         if not rest.any():  # nothing of it is left: the head takes the holes at its end too
-            head_spans[partition] = span
-            continue
-        if middle > span.start:
-            head_spans[partition] = Span(span.start, middle, watermark, True)
-        tail_spans[partition] = span._replace(start=middle)
+            head_spans[partition], tail_spans[partition] = span, Span(span.next, span.next, -1, False)
+        else:
+            head_spans[partition] = Span(span.start, middle, watermark, middle > span.start)
+            tail_spans[partition] = span._replace(start=middle)
     return (
         _part(batch, slice(0, position), 0, head_spans),
         _part(batch, slice(position, len(batch)), position, tail_spans),

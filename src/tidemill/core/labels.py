@@ -2,7 +2,7 @@
 
 In: the rows as read, the events and labels of a batch in merged order, the rows that are due. Out: which events to
 score, which labels join, every touched row's new state, due entries and outcome counts.
-Invariant: every event and label gets exactly one outcome; a row is changed at most once per batch (its revision grows by one).
+Invariant: every event and label gets exactly one outcome; a row changes at most once per batch, its revision by one.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ class Pipeline:
             else:
                 labels[index] = found.columns
                 values = label_values(self.spec.label, found.columns).tolist()
-                entries.extend(LabelEntry(*place, value) for place, value in zip(places, values, strict=True))
+                entries.extend(LabelEntry._make((*place, value)) for place, value in zip(places, values, strict=True))
         entries.sort(key=lambda entry: entry.position)
         return entries, labels
 

@@ -66,7 +66,8 @@ class Outcome(IntEnum):
 class Span(NamedTuple):
     """The offsets [start, next) of one partition in a batch, and what the batch teaches about the partition.
 
-    Holes (transaction markers, aborted records) lie inside a span; spans of successive batches tile the partition.
+    Holes (transaction markers, aborted records) lie inside a span; spans of successive batches tile the partition. A span
+    [n, n) with watermark -1 teaches nothing: its owner and position are checked, watermark and lag stay as they were.
     """
 
     start: int
@@ -134,8 +135,9 @@ class Output(NamedTuple):
 class PaneDelta(NamedTuple):
     """Add `cells` to one pane of one entity.
 
-    The state of an entity is a string of big-endian int64 words. A slot starts at `word` and holds [tag, cells...], tag =
-    pane + 1 (0 = empty). Merge: slot tag < delta tag: the delta replaces the slot; equal: cells add up; greater: dropped.
+    The state of an entity is a string of big-endian int64 words. A slot starts at `word` and holds [tag, cells...],
+    tag = pane + 1 (0 = empty). Merge: slot tag < delta tag: the delta replaces the slot; equal: cells add up; greater:
+    the delta is dropped.
     """
 
     key: str  # <group>:v<n>:<entity>, without the app's prefix
@@ -147,8 +149,8 @@ class PaneDelta(NamedTuple):
 class LatestDelta(NamedTuple):
     """Insert one entry into the entity's `capacity` latest ones.
 
-    An entry is 4 + m big-endian int64 words [time, topic index, partition, offset, values...]; the state of an entity is
-    its entries, newest first by (time, topic index, partition, offset), without doubles, at most `capacity`.
+    An entry is 4 + m big-endian int64 words [time, topic index, partition, offset, values...]; the state of an entity
+    is its entries, newest first by (time, topic index, partition, offset), without doubles, at most `capacity`.
     """
 
     key: str

@@ -45,8 +45,8 @@ def pack_row(row: Row) -> bytes:
 
 
 def unpack_row(packed: bytes) -> Row:
-    revision, state, *rest = _HEADER.unpack_from(packed)
-    return Row(revision, RowState(state), *rest, packed[_HEADER.size :])
+    row = Row._make((*_HEADER.unpack_from(packed), packed[_HEADER.size :]))
+    return row._replace(state=RowState(row.state))
 
 
 def revision_of(packed: bytes | None) -> int:
