@@ -319,6 +319,7 @@ class Worker:
         slot: str = "0",
         scorer: ConstantScorer | None = None,
         store: Callable[[MemoryStore], Any] = lambda store: store,
+        fold: Callable[[], None] = lambda: None,
         failpoint: Callable[[str], None] = lambda name: None,
         is_current: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -359,7 +360,7 @@ class Worker:
             store=self.store,
             scorer=self.scorer,
             publisher=self.publishing,
-            fold=lambda: None,
+            fold=fold,
             is_current=is_current,
             failpoint=failpoint,
         )
@@ -417,5 +418,3 @@ def sum_of(reports: Sequence[CycleReport]) -> Counter[Outcome]:
 def row_states(backend: MemoryBackend) -> dict[str, bytes]:
     """Every row without its revision: replays count revisions anew."""
     return {id_: row[8:] for id_, row in backend.rows.items()}
-
-

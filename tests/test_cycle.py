@@ -6,6 +6,7 @@ import itertools
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,8 +63,7 @@ def an_app(machinery: Machinery = MACHINERY) -> App:
 
 
 def watched(app: App, tell: Callable[[str], None], **more: Any) -> Worker:
-    worker = Worker(app, store=lambda store: Watched(store, tell), **more)
-    return worker
+    return Worker(app, store=lambda store: Watched(store, tell), **more)
 
 
 def test_cycle_folds_reads_steps_commits_publishes_marks_in_this_order() -> None:
@@ -76,8 +76,8 @@ def test_cycle_folds_reads_steps_commits_publishes_marks_in_this_order() -> None
 
     app = an_app()
     app.inputs.add("events", 1_000, id="a", **EVENT)
-    worker = watched(app, calls.append, scorer=Scorer(), failpoint=calls.append).claim()
-    worker.cycle._fold = lambda: calls.append("fold")
+    fold = partial(calls.append, "fold")
+    worker = watched(app, calls.append, scorer=Scorer(), failpoint=calls.append, fold=fold).claim()
     publish = worker.publishing.publish
     worker.publishing.publish = lambda *each: (calls.append("publish"), publish(*each))  # type: ignore[method-assign]
     calls.clear()
@@ -303,7 +303,8 @@ def test_event_and_label_of_two_workers_join_once_wherever_one_overtakes_the_oth
                 assert (first, point) in {("events", "F4"), ("events", "F8"), ("events", "mark")}
             is_open[0] = False
 
-    worker = watched(app, overtake, failpoint=overtake).claim(Partition(first, 0))
+    worker = watched(app, overtake, failpoint=overtake)
+    worker.claim(Partition(first, 0))
     worker.run(worker.left())
     if other.left():
         other.run(other.left())

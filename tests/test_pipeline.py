@@ -392,8 +392,17 @@ def test_label_waits_and_joins_whatever_types_its_other_fields_have() -> None:
         {"name": "day", "type": {"type": "int", "logicalType": "date"}},
         {"name": "price", "type": ["null", logical], "default": None},
         {"name": "tags", "type": {"type": "map", "values": "long"}},
-        {"name": "lines", "type": {"type": "array", "items": {"type": "record", "name": "Line", "fields": [
-            {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}]}}},
+        {
+            "name": "lines",
+            "type": {
+                "type": "array",
+                "items": {
+                    "type": "record",
+                    "name": "Line",
+                    "fields": [{"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}}],
+                },
+            },
+        },
     ]
     schema = {**outcomes.schema, "fields": [*outcomes.schema["fields"], *more]}
     spec = replace(spec, topics=(spec.topics[0], replace(outcomes, schema=schema), spec.topics[2]))
@@ -454,7 +463,10 @@ def assert_balances_close(app: App) -> None:
     outcomes = app.log.outcomes()
     lanes = app.inputs.lanes
     label_count = sum(
-        record.message.value() is not None for place, lane in lanes.items() if place.topic == "outcomes" for record in lane
+        record.message.value() is not None
+        for place, lane in lanes.items()
+        if place.topic == "outcomes"
+        for record in lane
     )
     open_states = Counter(unpack_row(row).state for row in app.backend.rows.values())
     assert label_count == sum(

@@ -1,7 +1,8 @@
 """A worker's transactions: the outputs of a commit and its input offsets, together.
 
 In: outputs by the input partition that caused them. Out: one Kafka transaction, slices in the order of their
-partitions, so that a replay of the outbox writes the same order. Invariant: offsets carry the store's incarnation as metadata.
+partitions, so that a replay of the outbox writes the same order. Invariant: offsets carry the store's incarnation as
+metadata.
 """
 
 from __future__ import annotations

@@ -1,0 +1,227 @@
+"""One campaign: produce, start workers, kill them at random moments, wait for the end, judge.
+
+In: servers, a day, the number of workers and kills, a seed. Out: a `Result`. Invariant: the moments of the kills depend
+on the seed and on committed progress alone; what the workers must leave behind depends on the inputs alone.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tests.campaign.judging import read_examples, read_predictions, fresh_learner, replay, verify_stream
+from tests.campaign.processes import WorkerProcess, ended_at_exit
+from tests.campaign.stream import Stream, applied, committed, owned_by
+from tidemill.io.embedded import Servers
+from tidemill.io.snapshots import SnapshotStore
+from tidemill.core.features import FeaturePlan
+
+RESTART_BUDGET_S = 15.0  # committed progress again, restarted in its slot
+TAKEOVER_BUDGET_S = 25.0  # another worker's committed progress on the dead one's partitions
+KILLS_FROM, KILLS_TO = 0.02, 0.90  # share of the records; later there may be nothing left to recover with
+LOOK_S = 0.004
+JITTER_S = 0.08  # about a cycle: the kill falls anywhere in it
+STALL_S = 90.0
+
+
+@dataclass(slots=True)
+class Kill:
+    """One kill -9. `how`: restarted in its slot, or taken over by the other worker first."""
+
+    number: int
+    slot: int
+    at_record: int
+    how: str
+    recovered_s: float
+
+    @property
+    def is_in_time(self) -> bool:
+        return self.recovered_s <= (RESTART_BUDGET_S if self.how == "restart" else TAKEOVER_BUDGET_S)
+
+
+@dataclass(slots=True)
+class Result:
+    """What a run left. Texts are empty when nothing is wrong."""
+
+    name: str
+    workers: int
+    records: int
+    kills: list[Kill] = field(default_factory=list)
+    exit_codes: list[int] = field(default_factory=list)
+    feature_digest: str = ""
+    learner_digest: str = ""  # of a fresh fold of the whole examples log
+    stopped: list[tuple[int, str]] = field(default_factory=list)  # N and digest of each worker as it said itself
+    verdicts: dict[str, str] = field(default_factory=dict)  # by check; "" = holds
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def is_ok(self) -> bool:
+        return not any(self.verdicts.values())
+
+    @property
+    def failed(self) -> dict[str, str]:
+        return {name: text for name, text in self.verdicts.items() if text}
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "ok": self.is_ok}
+
+
+def run(
+    servers: Servers,
+    folder: Path,
+    *,
+    name: str,
+    until: date | None,
+    workers: int = 1,
+    kills: int = 0,
+    seed: int = 1,
+    snapshot_every: int = 20_000,
+    undisturbed: Result | None = None,
+    report: Callable[[str], None] = lambda message: None,
+) -> Result:
+    """A whole campaign.
+
+    Args:
+        folder: does not exist yet; the app's YAML, slots, snapshots and logs go there.
+        undisturbed: a run of the same flights with one worker and no kill, to compare digests with.
+    """
+    started = time.monotonic()
+    stream = Stream(servers, name, folder, until=until, snapshot_every=snapshot_every)
+    result = Result(name, workers, stream.total)
+    _lap(result, "produce", started)
+    started = time.monotonic()
+    with ended_at_exit() as processes:
+        processes += [WorkerProcess(stream, slot) for slot in range(workers)]
+        _kill_some(stream, processes, _plan(stream.total, kills, seed), seed, result, report)
+        _wait_until_drained(stream, processes)
+        stream.wait_until_settled()
+        result.exit_codes = [worker.stop() for worker in processes]
+        result.stopped = [found for worker in processes if (found := worker.said_at_stop())]
+    _lap(result, "run", started)
+    started = time.monotonic()
+    _judge(stream, result, undisturbed)
+    _lap(result, "judge", started)
+    return result
+
+
+def _plan(total: int, kills: int, seed: int) -> list[int]:
+    """The record counts after which to kill."""
+    places = random.Random(seed)
+    return sorted(int(total * places.uniform(KILLS_FROM, KILLS_TO)) for _ in range(kills))
+
+
+def _kill_some(
+    stream: Stream,
+    processes: list[WorkerProcess],
+    places: list[int],
+    seed: int,
+    result: Result,
+    report: Callable[[str], None],
+) -> None:
+    chance = random.Random(seed + 1)
+    for number, place in enumerate(places, 1):
+        _wait(stream, processes, lambda place=place: committed(stream.marks()) >= place, f"record {place}")
+        victim = processes[chance.randrange(len(processes))]
+        _wait(stream, processes, lambda victim=victim: bool(owned_by(stream.marks(), victim.slot)), "a victim's claim")
+        time.sleep(chance.uniform(0, JITTER_S))
+        victim.kill()
+        killed = time.monotonic()
+        marks = stream.marks()
+        owned = owned_by(marks, victim.slot)
+        is_takeover = len(processes) > 1 and number % 2 == 1
+        if is_takeover:
+            others = [worker for worker in processes if worker is not victim]
+            behind = applied(marks, owned)
+
+            def is_taken_over(owned: frozenset = owned, behind: int = behind, slot: int = victim.slot) -> bool:
+                marks = stream.marks()
+                return not owned & owned_by(marks, slot) and committed(marks, owned) > behind
+
+            _wait(stream, others, is_taken_over, "a take-over")
+            recovered = time.monotonic() - killed
+            victim.restart()
+        else:
+            victim.restart()
+            behind = applied(marks)
+            _wait(stream, processes, lambda behind=behind: committed(stream.marks()) > behind, "progress")
+            recovered = time.monotonic() - killed
+        how = "take-over" if is_takeover else "restart"
+        kill = Kill(number, victim.slot, committed(marks), how, round(recovered, 2))
+        result.kills.append(kill)
+        report(f"kill {number} of worker {kill.slot} at record {kill.at_record}: {how} in {kill.recovered_s} s")
+
+
+def _wait_until_drained(stream: Stream, processes: list[WorkerProcess]) -> None:
+    _wait(stream, processes, stream.is_drained, "the end")
+
+
+def _wait(stream: Stream, alive: list[WorkerProcess], is_so: Callable[[], bool], what: str) -> None:
+    """Until `is_so`, as long as there is progress and these workers live."""
+    moved_at, last = time.monotonic(), -1
+    while not is_so():
+        for worker in alive:
+            worker.check_alive()
+        now = applied(stream.marks())
+        if now != last:
+            moved_at, last = time.monotonic(), now
+        if time.monotonic() - moved_at > STALL_S:
+            logs = "\n".join(worker.log()[-2000:] for worker in alive)
+            raise AssertionError(f"no progress for {STALL_S:.0f} s at record {last}, waiting for {what}:\n{logs}")
+        time.sleep(LOOK_S)
+
+
+def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
+    verdicts = result.verdicts
+    verdicts["exit codes"] = "" if set(result.exit_codes) == {0} else str(result.exit_codes)
+    late = [f"kill {kill.number}: {kill.how} in {kill.recovered_s} s" for kill in result.kills if not kill.is_in_time]
+    verdicts["recovered in time"] = ", ".join(late)
+    found = verify_stream(stream)
+    verdicts["exactly once"] = ", ".join(
+        f"{name} {finding.count}: {finding.texts[0]}" for name, finding in found.failed.items()
+    )
+    result.feature_digest = stream.store.feature_digest()
+    predictions = read_predictions(stream)
+    app = stream.settings.app
+    snapshots = _snapshot_digests(stream)
+    learner = fresh_learner(app)
+    at = {*snapshots, *(n for n, _ in result.stopped)}
+    again = replay(learner, read_examples(stream), predictions, digests_at=at)
+    result.learner_digest = again.digests.get(max(again.digests, default=-1), "")
+    wrong = [
+        f"N = {n}: {digest}, a fresh fold has {again.digests[n]}"
+        for n, digest in [*snapshots.items(), *result.stopped]
+        if digest != again.digests[n]
+    ]
+    if len(result.stopped) != result.workers:
+        wrong.append(f"only {len(result.stopped)} workers told their digest")
+    verdicts["D2 learner"] = ", ".join(wrong)
+    verdicts["D3 scores"] = f"{again.scores_wrong} differ: {'; '.join(again.scores)}" if again.scores else ""
+    if again.scores_compared != len(predictions) or not again.scores_compared:
+        verdicts["D3 scores"] += f" only {again.scores_compared} of {len(predictions)} compared"
+    if undisturbed is not None:
+        same = result.feature_digest == undisturbed.feature_digest
+        verdicts["D1 features"] = "" if same else f"{result.feature_digest}, undisturbed {undisturbed.feature_digest}"
+        if result.workers == 1:
+            ours, theirs = result.learner_digest, undisturbed.learner_digest
+            verdicts["D2 undisturbed"] = "" if ours == theirs else f"{ours}, undisturbed {theirs}"
+
+
+def _snapshot_digests(stream: Stream) -> dict[int, str]:
+    """Digest by N of the snapshots that the workers left; each was checked against its bytes when it was read."""
+    app = stream.settings.app
+    store = SnapshotStore(stream.folder / "snapshots")
+    digests: dict[int, str] = {}
+    at_most: int | None = None
+    while (found := store.newest(app.name, "learner", at_most, FeaturePlan(app).digest)) is not None:
+        digests[found.n] = found.digest
+        at_most = found.n - 1
+    return digests
+
+
+def _lap(result: Result, name: str, started: float) -> None:
+    result.seconds[name] = round(time.monotonic() - started, 1)

@@ -1,0 +1,187 @@
+"""What a finished run must have left behind: exactly once (by the verifier), D1, D2, D3.
+
+In: a stream whose workers have stopped. Out: verdicts in words, empty = nothing wrong. Invariant: the learner that judges
+is a fresh one; it has seen the examples log from its first record and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from tests.verify import Report, verify
+from tidemill.core.features import FeaturePlan
+from tidemill.core.records import ExampleColumns, FeatureBatch
+from tidemill.core.spec import AppSpec
+from tidemill.io.kafka_reader import LogReader, read_topic
+from tidemill.io.outputs import decode, decode_examples
+from tidemill.models.learner import Learner
+from tests.campaign.stream import Stream
+
+READ_RECORDS_MAX = 20_000
+TEXTS_KEPT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Published predictions in the order of their N."""
+
+    ids: Sequence[str]
+    n: np.ndarray
+    features: FeatureBatch
+    learner: np.ndarray
+    blend: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.n)
+
+
+@dataclass(slots=True)
+class Replay:
+    """What a fresh fold of the examples log says of a run."""
+
+    scores: list[str] = field(default_factory=list)  # D3, first differences in words
+    scores_wrong: int = 0
+    scores_compared: int = 0
+    digests: dict[int, str] = field(default_factory=dict)  # D2: the fresh learner's digest at these N
+
+
+def read_examples(stream: Stream) -> Iterator[tuple[ExampleColumns, int]]:
+    """The committed examples in log order, each lot with the next offset."""
+    reader = LogReader(stream.clients, f"{stream.name}.examples.v1", 0)
+    end = reader.end_offset()
+    reader.seek(0)
+    while reader.position < end:
+        messages = reader.read(until_offset=end, timeout_s=1.0, max_records=READ_RECORDS_MAX)
+        if messages:
+            examples, _ = decode_examples([m.value() for m in messages], [m.offset() for m in messages])
+            yield examples, messages[-1].offset() + 1
+    reader.close()
+
+
+def read_predictions(stream: Stream) -> Predictions:
+    """All committed predictions."""
+    return predictions_of(
+        [
+            decode("prediction.v1", [m.value() for m in messages])
+            for messages in read_topic(stream.clients, f"{stream.name}.predictions.v1")
+        ]
+    )
+
+
+def predictions_of(batches: Sequence[pa.RecordBatch]) -> Predictions:
+    """Columns of prediction.v1, sorted by N."""
+    table = pa.Table.from_batches(batches).sort_by("n").combine_chunks()
+    values = table.column("categories").combine_chunks().flatten().to_pylist()
+    columns = len(values) // max(1, len(table))
+    return Predictions(
+        ids=table.column("id").to_pylist(),
+        n=table.column("n").to_numpy(),
+        features=FeatureBatch(
+            table.column("numeric").combine_chunks().flatten().to_numpy().reshape(len(table), -1),
+            tuple(tuple(values[column::columns]) for column in range(columns)),
+        ),
+        learner=table.column("learner").to_numpy(zero_copy_only=False),
+        blend=table.column("blend").to_numpy(),
+    )
+
+
+def fresh_learner(app: AppSpec) -> Learner:
+    """At N = 0, from the declaration alone."""
+    plan = FeaturePlan(app)
+    return Learner(
+        app.learner,
+        plan.numeric_names,
+        plan.category_names,
+        feature_digest=plan.digest,
+        default_probability=app.default_probability,
+    )
+
+
+def replay(
+    learner: Learner,
+    examples: Iterable[tuple[ExampleColumns, int]],
+    predictions: Predictions,
+    *,
+    digests_at: Iterable[int] = (),
+) -> Replay:
+    """Fold the log once; at each N that a prediction names score it again and compare bit by bit.
+
+    Args:
+        examples: lots in log order, each with the next offset.
+        digests_at: every N whose digest is wanted.
+    """
+    found = Replay()
+    stops = sorted({*np.unique(predictions.n).tolist(), *digests_at})
+    wanted = set(digests_at)
+    lots = iter(examples)
+    lot: ExampleColumns | None = None
+    behind = 0  # the next offset after the lot in hand
+    for stop in stops:
+        while learner.n < stop:
+            if lot is None or learner.n >= behind:
+                following = next(lots, None)
+                if following is None:  # markers are all that is left of the log
+                    learner.fold(_cut(lot, stop, stop) if lot is not None else _none(predictions), stop)
+                    break
+                lot, behind = following
+            target = min(stop, behind)
+            learner.fold(_cut(lot, learner.n, target), target)
+        if stop in wanted:
+            found.digests[stop] = learner.digest()
+        _compare(learner, predictions, stop, found)
+    return found
+
+
+def _compare(learner: Learner, predictions: Predictions, n: int, found: Replay) -> None:
+    start, end = np.searchsorted(predictions.n, [n, n + 1]).tolist()
+    if start == end:
+        return
+    features = FeatureBatch(
+        predictions.features.numeric[start:end],
+        tuple(column[start:end] for column in predictions.features.categories),
+    )
+    scores = learner.score(features)
+    for name, again, published in (
+        ("learner", scores.learner, predictions.learner[start:end]),
+        ("blend", scores.blend, predictions.blend[start:end]),
+    ):
+        for row in np.flatnonzero(again.view(np.int64) != published.view(np.int64)).tolist():
+            found.scores_wrong += 1
+            if len(found.scores) < TEXTS_KEPT:
+                text = f"{predictions.ids[start + row]} at N = {n}: {name} {published[row]!r}, recomputed {again[row]!r}"
+                found.scores.append(text)
+    found.scores_compared += end - start
+
+
+def _cut(examples: ExampleColumns, start: int, stop: int) -> ExampleColumns:
+    """Those with an offset in [start, stop)."""
+    first, last = np.searchsorted(examples.offset, [start, stop]).tolist()
+    columns = tuple(column[first:last] for column in examples.features.categories)
+    return ExampleColumns(
+        offset=examples.offset[first:last],
+        features=FeatureBatch(examples.features.numeric[first:last], columns),
+        label=examples.label[first:last],
+        is_learned=examples.is_learned[first:last],
+    )
+
+
+def _none(predictions: Predictions) -> ExampleColumns:
+    """No examples, with as many columns as the predictions have."""
+    features = FeatureBatch(predictions.features.numeric[:0], tuple(() for _ in predictions.features.categories))
+    return ExampleColumns(np.empty(0, np.int64), features, np.empty(0, np.float32), np.empty(0, np.bool_))
+
+
+def verify_stream(stream: Stream, *, settings: Mapping[str, str] | None = None, sample: int = 1_000) -> Report:
+    """The independent verifier on the stream's topics."""
+    return verify(
+        stream.servers.bootstrap_servers,
+        stream.name,
+        stream.config,
+        until=stream.until,
+        sample=sample,
+        kafka=settings,
+    )
