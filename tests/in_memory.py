@@ -1,11 +1,12 @@
 """An app in memory: inputs, a log with transactions, and workers that a test drives step by step.
 
-In: records as a test lists them. Out: what store and log hold afterwards. Invariant: no clock, thread or server; wire,
-pipeline, cycle, claims and publishing are the product's own, the store is `MemoryStore`; only Kafka and the model are not.
+In: records as a test lists them. Out: what store and log hold afterwards. Invariant: no clock, thread or server; only
+Kafka and the model are stand-ins, and the store is `MemoryStore`; everything else is the product itself.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -394,7 +395,7 @@ class Worker:
         """Everything that is left, cut before these places; then settle."""
         records = self.left()
         places = sorted({0, *(cut for cut in cuts if cut < len(records)), len(records)})
-        for start, stop in zip(places, places[1:], strict=False):
+        for start, stop in itertools.pairwise(places):
             self.run(records[start:stop])
         self.run()
         return self

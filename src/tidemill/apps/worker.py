@@ -29,7 +29,7 @@ from tidemill.io.slots import take_slot
 from tidemill.io.source import SourceBatch
 
 STOP_DEADLINE_S = 20.0  # a stop that takes longer is a hang: the process ends all the same
-LOOK_AGAIN_S = 0.02  # how often a worker that waits for others reads their marks
+LOOK_AGAIN_S = 0.005  # how often a worker that waits for others reads their marks
 SETTLE_EVERY_S = 0.2  # how often rows are settled while no records come
 UNAVAILABLE_S = 120.0  # a broker or store may be away for a minute; twice that is an operator's matter
 RETRY_S = 1.0
