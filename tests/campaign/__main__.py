@@ -1,4 +1,4 @@
-"""`python -m tests.campaign`: the big campaign on servers of its own; exit 0 = everything holds, 1 = something does not.
+"""`python -m tests.campaign`: the big campaign on servers of its own; exit 0 = everything holds, 1 = it does not.
 
 In: a day, workers, kills, a seed. Out: a table, and JSON if asked for. Invariant: the servers are gone at the end.
 """

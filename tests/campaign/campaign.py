@@ -14,12 +14,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.judging import read_examples, read_predictions, fresh_learner, replay, verify_stream
+from tests.campaign.judging import fresh_learner, read_examples, read_predictions, replay, verify_stream
 from tests.campaign.processes import WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, applied, committed, owned_by
+from tidemill.core.features import FeaturePlan
 from tidemill.io.embedded import Servers
 from tidemill.io.snapshots import SnapshotStore
-from tidemill.core.features import FeaturePlan
 
 RESTART_BUDGET_S = 15.0  # committed progress again, restarted in its slot
 TAKEOVER_BUDGET_S = 25.0  # another worker's committed progress on the dead one's partitions

@@ -1,7 +1,7 @@
 """What a finished run must have left behind: exactly once (by the verifier), D1, D2, D3.
 
-In: a stream whose workers have stopped. Out: verdicts in words, empty = nothing wrong. Invariant: the learner that judges
-is a fresh one; it has seen the examples log from its first record and nothing else.
+In: a stream whose workers have stopped. Out: findings, none = nothing wrong. Invariant: the learner that judges is a
+fresh one; it has seen the examples log from its first record and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
+from tests.campaign.stream import Stream
 from tests.verify import Report, verify
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import ExampleColumns, FeatureBatch
@@ -19,7 +20,6 @@ from tidemill.core.spec import AppSpec
 from tidemill.io.kafka_reader import LogReader, read_topic
 from tidemill.io.outputs import decode, decode_examples
 from tidemill.models.learner import Learner
-from tests.campaign.stream import Stream
 
 READ_RECORDS_MAX = 20_000
 TEXTS_KEPT = 3
@@ -152,7 +152,9 @@ def _compare(learner: Learner, predictions: Predictions, n: int, found: Replay) 
         for row in np.flatnonzero(again.view(np.int64) != published.view(np.int64)).tolist():
             found.scores_wrong += 1
             if len(found.scores) < TEXTS_KEPT:
-                text = f"{predictions.ids[start + row]} at N = {n}: {name} {published[row]!r}, recomputed {again[row]!r}"
+                text = (
+                    f"{predictions.ids[start + row]} at N = {n}: {name} {published[row]!r}, recomputed {again[row]!r}"
+                )
                 found.scores.append(text)
     found.scores_compared += end - start
 

@@ -1,6 +1,6 @@
 """Worker processes of a campaign: started, killed, stopped; none outlives the campaign.
 
-In: a stream and a slot. Out: a process and its log. Invariant: a worker ends when this process ends, however it ends.
+In: where the app runs, and a slot. Out: a process and its log. Invariant: a worker ends when this process does.
 """
 
 from __future__ import annotations
@@ -13,30 +13,46 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
-from tests.campaign.stream import ROOT, Stream
+from tidemill.io.embedded import Servers
+
+ROOT = Path(__file__).parent.parent.parent
 
 STOP_DEADLINE_S = 30.0
 _STOPPED = re.compile(r"stopped at N = (\d+) after \d+ records, learner digest (\w+)")
 
 
+class Site(Protocol):
+    """Where workers of one app run."""
+
+    @property
+    def servers(self) -> Servers: ...
+    @property
+    def config(self) -> Path: ...
+    @property
+    def folder(self) -> Path: ...
+
+
 class WorkerProcess:
-    """One worker in its slot; `start` again after it was killed."""
+    """One worker in its slot; `restart` it after it was killed."""
 
     def __init__(
         self,
-        stream: Stream,
+        site: Site,
         slot: int,
         *,
+        is_bounded: bool = True,
         data_folder: Path | None = None,
         program: Sequence[str] = ("-m", "tidemill"),
         environment: Mapping[str, str] | None = None,
     ) -> None:
         """`program`: what Python runs, the command `worker` follows; `environment`: for the first start only."""
         self.slot = slot
-        self._stream = stream
-        self._data_folder = data_folder or stream.folder
-        self._log = stream.folder / f"worker-{slot}{'-other' if data_folder else ''}.log"
+        self._site = site
+        self._options = ("--bounded",) if is_bounded else ()
+        self._data_folder = data_folder or site.folder
+        self._log = site.folder / f"worker-{slot}{'-other' if data_folder else ''}.log"
         self.process = self._open(program, environment or {})
 
     def restart(self, program: Sequence[str] = ("-m", "tidemill")) -> None:
@@ -73,8 +89,8 @@ class WorkerProcess:
         return (int(found[-1][0]), found[-1][1]) if found else None
 
     def _open(self, program: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        servers = self._stream.servers
-        arguments = ["worker", str(self._stream.config), "--bounded", "--slot", str(self.slot), "--with-parent"]
+        servers = self._site.servers
+        arguments = ["worker", str(self._site.config), *self._options, "--slot", str(self.slot), "--with-parent"]
         arguments += ["--bootstrap-servers", servers.bootstrap_servers, "--redis-url", servers.redis_url]
         arguments += ["--data", str(self._data_folder)]
         with self._log.open("ab") as log:

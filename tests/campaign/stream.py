@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
+import yaml
+
+from tests.campaign.processes import ROOT
 from tidemill.apps.flights import run_producer
 from tidemill.apps.topics import ensure_app_topics
 from tidemill.config import Settings, config_digest, load_settings
@@ -19,7 +22,6 @@ from tidemill.io import kafka
 from tidemill.io.embedded import Servers
 from tidemill.io.redis_store import RedisStore
 
-ROOT = Path(__file__).parent.parent.parent
 POISON_COUNT = 200
 POISON_SEED = 1
 SETTLE_DEADLINE_S = 30.0
@@ -28,15 +30,31 @@ SETTLE_DEADLINE_S = 30.0
 class Stream:
     """Flights until a day, in topics that begin with `name`."""
 
-    def __init__(self, servers: Servers, name: str, folder: Path, *, until: date | None, snapshot_every: int) -> None:
-        """Writes the app's YAML, creates the topics and fills them."""
+    def __init__(
+        self,
+        servers: Servers,
+        name: str,
+        folder: Path,
+        *,
+        until: date | None,
+        snapshot_every: int = 20_000,
+        batch_records: int | None = None,
+    ) -> None:
+        """Writes the app's YAML into `folder`, which is new; creates the topics and fills them.
+
+        `batch_records` None: as the flights' YAML says.
+        """
         folder.mkdir(parents=True)
         self.name, self.folder, self.until, self.servers = name, folder, until, servers
         self.config = folder / "flights.yaml"
         text = (ROOT / "config" / "flights.yaml").read_text()
-        text = text.replace("name: flights", f"name: {name}").replace("  flights.", f"  {name}.")
-        text = text.replace("of: flights.", f"of: {name}.").replace("../schemas/", f"{ROOT}/schemas/")
-        self.config.write_text(text.replace("learner:", f"learner:\n  snapshot_every: {snapshot_every}\n ", 1))
+        text = text.replace("  flights.", f"  {name}.").replace("of: flights.", f"of: {name}.")
+        declared = yaml.safe_load(text.replace("../schemas/", f"{ROOT}/schemas/"))
+        declared["name"] = name
+        declared["learner"]["snapshot_every"] = snapshot_every
+        if batch_records is not None:
+            declared["batch_records"] = batch_records
+        self.config.write_text(yaml.safe_dump(declared, sort_keys=False))
         self.settings: Settings = load_settings(
             self.config,
             bootstrap_servers=servers.bootstrap_servers,

@@ -101,7 +101,7 @@ def expect(
     table = (order, inputs.topic[order], inputs.time[order], group_watermark[order])
     for row_index, topic, time, watermark in zip(*(column.tolist() for column in table), strict=True):
         local = row_index - inputs.first_row[topic]
-        id_ = ids[topic][local]
+        id_ = str(ids[topic][local])  # as outputs name it, whatever its type
         row = rows.get(id_)
         while row is not None and _due(declared, row) < watermark:
             if row.state in settled:

@@ -102,13 +102,17 @@ class Amendment(NamedTuple):
 
 @dataclass(slots=True)
 class _Open:
-    """A row while the batch works on it."""
+    """A row while the batch works on it; whatever it becomes has `next_revision`."""
 
     revision: int
     before: tuple[Partition, int] | None  # (partition, time) of the due entry as read
     row: Row | None
     event_order: int = -1  # the pending event is of this batch
     is_changed: bool = False
+
+    @property
+    def next_revision(self) -> int:
+        return self.revision + 1
 
 
 @dataclass(slots=True)
@@ -131,7 +135,10 @@ class Joined:
     blocked_at: int = -1
 
     def count(self, partition: Partition, outcome: Outcome) -> None:
-        self.outcomes.setdefault(partition, Counter())[outcome] += 1
+        counter = self.outcomes.get(partition)
+        if counter is None:
+            counter = self.outcomes[partition] = Counter()
+        counter[outcome] += 1
 
 
 def due_time(spec: LabelSpec, row: Row) -> int:
@@ -202,7 +209,7 @@ def _settle_due(slot: _Open, entry: Due, result: Joined) -> None:
     assert row is not None
     if row.state is RowState.PENDING:
         result.count(entry.partition, Outcome.EXPIRED)
-        slot.row = row._replace(state=RowState.EXPIRED, tail=b"")
+        slot.row = row._replace(revision=slot.next_revision, state=RowState.EXPIRED, tail=b"")
     else:
         if row.state is RowState.WAITING:
             result.count(entry.partition, Outcome.WAITING_ORPHANED)
@@ -233,7 +240,7 @@ def _take_event(
     slot.is_changed = True
     made_by = (event.topic_index, event.partition, event.offset)
     if row is None or not is_label_first:
-        slot.row = Row(0, RowState.PENDING, event.time, -1, -1, *made_by, b"")
+        slot.row = Row(slot.next_revision, RowState.PENDING, event.time, -1, -1, *made_by, b"")
         return
     result.count(partition, Outcome.WAITING_JOINED)
     result.joins.append(
@@ -242,7 +249,7 @@ def _take_event(
             row.tail, row.topic_index, row.partition, row.offset, -1,
         )
     )  # fmt: skip
-    slot.row = Row(0, RowState.JOINED, event.time, row.label_time, row.label, *made_by, b"")
+    slot.row = Row(slot.next_revision, RowState.JOINED, event.time, row.label_time, row.label, *made_by, b"")
 
 
 def _take_label(
@@ -261,7 +268,7 @@ def _take_label(
         result.count(partition, Outcome.WAITING)
         tail = _label_tail(label_columns[label.topic_index], label.order)
         made_by = (label.topic_index, label.partition, label.offset)
-        slot.row = Row(0, RowState.WAITING, -1, label.time, label.label, *made_by, tail)
+        slot.row = Row(slot.next_revision, RowState.WAITING, -1, label.time, label.label, *made_by, tail)
         slot.is_changed = True
     elif row.state is RowState.PENDING:
         if slot.event_order < 0 and row.offset >= published.get(partition_of(row, topic_names), row.offset + 1):
@@ -277,7 +284,10 @@ def _take_label(
                 None, label.topic_index, label.partition, label.offset, label.order,
             )
         )  # fmt: skip
-        slot.row = row._replace(state=RowState.JOINED, label_time=label.time, label=label.label, tail=b"")
+        slot.row = Row(
+            slot.next_revision, RowState.JOINED, row.event_time, label.time, label.label,
+            row.topic_index, row.partition, row.offset, b"",
+        )  # fmt: skip
         slot.is_changed = True
     elif row.state is RowState.EXPIRED:
         result.count(partition, Outcome.ORPHAN)
@@ -301,7 +311,7 @@ def _close(id_: str, slot: _Open, spec: LabelSpec, topic_names: tuple[str, ...],
         if slot.revision:
             result.rows[id_] = None
         return
-    result.rows[id_] = row._replace(revision=slot.revision + 1)
+    result.rows[id_] = row
     if row.state is RowState.PENDING and slot.event_order >= 0:
         result.pending_order[id_] = slot.event_order
 

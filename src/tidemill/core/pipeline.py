@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Protocol
 
 import numpy as np
@@ -207,7 +208,7 @@ class Pipeline:
                 labels[index] = found.columns
                 values = label_values(self.spec.label, found.columns).tolist()
                 entries.extend(LabelEntry._make((*place, value)) for place, value in zip(places, values, strict=True))
-        entries.sort(key=lambda entry: entry.position)
+        entries.sort(key=itemgetter(0))  # the position
         return entries, labels
 
     def _event_rows(self, batch: Batch, joined: Joined) -> EventRows:
@@ -359,10 +360,7 @@ class Pipeline:
         waiting_for_label = [scored_at[order] for order in joined.pending_order.values()]
         tails = self.codec.encode_rows(served.take(pa.array(waiting_for_label, pa.int64())))
         tail_of = dict(zip(joined.pending_order, tails, strict=True))
-        return {
-            id_: None if row is None else pack_row(row._replace(tail=tail_of[id_]) if id_ in tail_of else row)
-            for id_, row in joined.rows.items()
-        }
+        return {id_: None if row is None else pack_row(row) + tail_of.get(id_, b"") for id_, row in joined.rows.items()}
 
 
 def _label_columns(joins: Sequence[Join], of_batch: pa.RecordBatch | None, schema: pa.Schema) -> pa.RecordBatch:

@@ -7,6 +7,7 @@ Invariant: features and scores of an example are those of its prediction, copied
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from tidemill.core.records import FeatureBatch, Float32s, Float64s, Scores
 
 TEXTS = pa.list_(pa.string())
 NUMBERS = pa.list_(pa.float32())
+UNTAUGHT = frozenset({"label_first", "late"})  # flags of examples that are published and not learned
 
 SERVED = pa.schema(
     [
@@ -43,7 +45,6 @@ def served_columns(
 ) -> pa.RecordBatch:
     """Features and scores of scored events, one row each: what a pending row keeps (row.v1)."""
     count = len(features)
-    categories = [list(values) for values in zip(*features.categories, strict=True)] or [[]] * count
     return pa.RecordBatch.from_arrays(
         [
             pa.array(scores.blend),
@@ -54,7 +55,7 @@ def served_columns(
             _repeated(scores.model_version, count, pa.string()),
             _repeated(feature_digest, count, pa.string()),
             _number_lists(features.numeric),
-            pa.array(categories, TEXTS),
+            _text_lists(features.categories, count),
             pa.array(entities, TEXTS),
             pa.array(flags, TEXTS),
         ],
@@ -87,7 +88,7 @@ def example_columns(joins: Sequence[Join], served: pa.RecordBatch) -> pa.RecordB
     A label that came before its event, or an event that came late, teaches nothing: its features were not those of an
     event on time.
     """
-    is_learned = [not {"label_first", "late"}.intersection(flags) for flags in served.column("flags").to_pylist()]
+    is_learned = [UNTAUGHT.isdisjoint(flags) for flags in served.column("flags").to_pylist()]
     columns = {
         "kind": _repeated("example", len(joins), pa.string()),
         "id": pa.array([join.id for join in joins], pa.string()),
@@ -132,6 +133,12 @@ def _number_lists(matrix: Float32s) -> pa.ListArray:
     rows, width = matrix.shape
     offsets = pa.array(np.arange(rows + 1, dtype=np.int32) * width)
     return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(matrix).reshape(-1)))
+
+
+def _text_lists(columns: Sequence[Sequence[str]], count: int) -> pa.ListArray:
+    """One list per row, of the row's text in each column."""
+    offsets = pa.array(np.arange(count + 1, dtype=np.int32) * len(columns))
+    return pa.ListArray.from_arrays(offsets, pa.array([*chain.from_iterable(zip(*columns, strict=True))], pa.string()))
 
 
 def _repeated(value: object, count: int, kind: pa.DataType) -> pa.Array:
