@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from tests.campaign.campaign import Result, run
+from tests.campaign.judging import verify_stream
+from tests.campaign.processes import WorkerProcess, ended_at_exit
+from tests.campaign.stream import Stream
 from tidemill.io.embedded import Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
@@ -48,3 +53,31 @@ def test_killed_workers_leave_what_an_undisturbed_one_leaves(
     assert result.is_ok, result.failed
     assert len(result.kills) == KILLS
     assert {kill.how for kill in result.kills} == ({"restart"} if workers == 1 else {"restart", "take-over"})
+
+
+def test_worker_killed_between_the_ends_of_partitions_finishes_the_replay(
+    servers: Servers, app_name: str, tmp_path: Path
+):
+    """Nothing more comes from a partition whose end is processed: the others must not wait for it."""
+    stream = Stream(servers, app_name, tmp_path / "run", until=date(2013, 1, 2), batch_records=500)
+    ends = len(stream.partitions)
+    size = next(size for size in range(300, 600) if 2 <= stream.total % size <= ends - 2)  # the last batch: some ends
+    stream.config.write_text(stream.config.read_text().replace("batch_records: 500", f"batch_records: {size}"))
+    with ended_at_exit() as workers:
+        accident = {"TIDEMILL_FAILPOINT": f"F2:kill@{stream.total // size + 1}"}
+        worker = WorkerProcess(stream, 0, environment=accident)
+        workers.append(worker)
+        assert worker.process.wait(60) == -signal.SIGKILL, worker.log()
+        marks = stream.marks()
+        drained = [partition for partition, end in stream.ends.items() if marks[partition].committed == end]
+        assert 0 < len(drained) < ends
+        worker.restart()
+        deadline = time.monotonic() + 20
+        while not stream.is_drained() and time.monotonic() < deadline:
+            worker.check_alive()
+            time.sleep(0.1)
+        assert stream.is_drained(), worker.log()
+        stream.wait_until_settled()
+        assert worker.stop() == 0
+    report = verify_stream(stream)
+    assert report.is_ok, str(report)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pylibvw
@@ -92,7 +90,7 @@ def test_resumed_worker_publishes_what_a_fresh_fold_of_the_log_scores():
 
 
 def test_arguments_cut_beside_the_model_file_turn_it_red(monkeypatch: pytest.MonkeyPatch):
-    def resumed(words: list[str], model: bytes, *, folder: Path | None = None) -> pylibvw.vw:
+    def resumed(words: list[str], model: bytes) -> pylibvw.vw:
         return intact(["--quiet"], model)
 
     intact = learner_module._resumed

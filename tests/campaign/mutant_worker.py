@@ -4,9 +4,9 @@ In: a mutation of `MUTATIONS` or "none", an accident or "none", then a command l
 Invariant: what is not named stays the product's own.
 
 An accident is `PLACE:ACTION@PASS`. Places: F1, F2, F4, F8 as in `apps/failpoints.py`; T, outputs and offsets are with
-the broker, the transaction is not committed; C, as F2 but only before a commit without ids (the worker then takes batches
-of 5, so that there are some): no read set protects it. Actions: kill; stop, until somebody sends CONT; gate: if
-`gate.armed` is in the data folder, write `gate.reached`, wait for `gate.open`.
+the broker, the transaction is not committed; C, before the script of a commit without ids, which no read set
+protects (the worker then takes batches of 5, so that there are some). Actions: kill; stop, until somebody sends CONT;
+gate: if `gate.armed` is in the data folder, write `gate.reached`, wait for `gate.open`.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from tidemill.io import kafka
 from tidemill.io.embedded import Servers
 from tidemill.io.redis_store import RedisStore
 
+FLIGHTS = (ROOT / "config" / "flights.yaml").read_text()  # once: all runs of a campaign are declared alike
 POISON_COUNT = 200
 POISON_SEED = 1
 SETTLE_DEADLINE_S = 30.0
@@ -47,8 +48,7 @@ class Stream:
         folder.mkdir(parents=True)
         self.name, self.folder, self.until, self.servers = name, folder, until, servers
         self.config = folder / "flights.yaml"
-        text = (ROOT / "config" / "flights.yaml").read_text()
-        text = text.replace("  flights.", f"  {name}.").replace("of: flights.", f"of: {name}.")
+        text = FLIGHTS.replace("  flights.", f"  {name}.").replace("of: flights.", f"of: {name}.")
         declared = yaml.safe_load(text.replace("../schemas/", f"{ROOT}/schemas/"))
         declared["name"] = name
         declared["learner"]["snapshot_every"] = snapshot_every

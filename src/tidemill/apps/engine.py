@@ -26,12 +26,16 @@ from tidemill.core.records import Batch, Mark, Partition, Span
 from tidemill.io import kafka
 from tidemill.io.codec import WireCodec
 from tidemill.io.kafka_reader import LogReader
+from tidemill.io.polling import punctuation_of
 from tidemill.io.redis_store import RedisStore
 from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.source import SourceBatch
 from tidemill.io.telemetry import Telemetry
 from tidemill.io.wire import InputDecoder
 from tidemill.models.learner import Learner
+
+TRAILING_HOLES_MAX = 4  # markers of a producer's transactions behind the last record, and room for more
+READS_MAX = 5  # of a second at most, until the few last records are there
 
 
 def worker_group(app: str) -> str:
@@ -125,6 +129,8 @@ class Engine:
         self.current_generation = -1  # set by the main thread as soon as the group takes something away
         self._generation = -1
         self.epoch = -1  # of the batches to accept; the main thread sets it when reading begins anew
+        self._is_bounded = settings.worker.is_bounded
+        self.ended: frozenset[Partition] = frozenset()  # partitions claimed behind the end of their replay
         self._positions: dict[Partition, int] = {}
         self._moved_at: dict[Partition, float] = {}  # when the position of an owned partition last moved
         self._partition_count = -1
@@ -139,6 +145,7 @@ class Engine:
         self._moved_at = dict.fromkeys(partitions, time.monotonic())
         self._partition_count = len(self._partitions_of_app())
         self._positions = self._claims.take(partitions, group_metadata) if partitions else {}
+        self.ended = self._find_ended() if self._is_bounded else frozenset()
         self._show_first_records()
         self._fold.catch_up()
         self._see(self._store.marks())
@@ -271,6 +278,27 @@ class Engine:
                 first_times[partition] = Mark("", -1, -1, messages[0].timestamp()[1] - 1, True)
         if first_times:
             self._store.touch(first_times)
+
+    def _find_ended(self) -> frozenset[Partition]:
+        """The partitions whose last record is processed and ended the replay: nothing else will come to say so."""
+        bounds = kafka.log_bounds(self._clients, sorted(self._positions)) if self._positions else {}
+        ended = set()
+        for partition, at in self._positions.items():
+            first, end = bounds[partition]
+            if at <= first or end - at > TRAILING_HOLES_MAX:
+                continue
+            reader = LogReader(self._clients, partition.topic, partition.number)
+            reader.seek(max(first, at - 1 - TRAILING_HOLES_MAX))
+            last = None
+            for _ in range(READS_MAX):
+                messages = reader.read(until_offset=end, timeout_s=1.0, max_records=2 * TRAILING_HOLES_MAX + 2)
+                last = messages[-1] if messages else last
+                if reader.position >= end:
+                    break
+            reader.close()
+            if last is not None and last.offset() < at and punctuation_of(last)[1]:
+                ended.add(partition)
+        return frozenset(ended)
 
     def _partitions_of_app(self) -> list[Partition]:
         counts = kafka.partition_counts(self._clients, [topic.name for topic in self._spec.topics])

@@ -143,7 +143,7 @@ class Worker:
             try:
                 async with self._busy:
                     starts = await self._in_compute(self._engine.claim, partitions, generation, group_metadata)
-                    self._engine.epoch = self._consumer.polling.begin(generation, starts)
+                    self._engine.epoch = self._consumer.polling.begin(generation, starts, self._engine.ended)
                 self._report(f"owns {len(partitions)} partitions")
                 return
             except (FencedError, UnavailableError) as error:

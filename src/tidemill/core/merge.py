@@ -79,8 +79,9 @@ class TimeOrderedMerge:
         self._last_cut: tuple[int, int] = (-1, -1)
         self.out_of_order = 0
 
-    def add_partition(self, topic_index: int, partition: int, next_offset: int) -> None:
-        self._lanes[topic_index, partition] = _Lane(next_offset)
+    def add_partition(self, topic_index: int, partition: int, next_offset: int, *, is_ended: bool = False) -> None:
+        """`is_ended`: the last record before `next_offset` said that it was the last one."""
+        self._lanes[topic_index, partition] = _Lane(next_offset, is_ended=is_ended)
 
     def clear(self) -> None:
         """Forget all partitions and what is buffered of them."""

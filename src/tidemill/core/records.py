@@ -66,8 +66,8 @@ class Outcome(IntEnum):
 class Span(NamedTuple):
     """The offsets [start, next) of one partition in a batch, and what the batch teaches about the partition.
 
-    Holes (transaction markers, aborted records) lie inside a span; spans of successive batches tile the partition. A span
-    [n, n) with watermark -1 teaches nothing: its owner and position are checked, watermark and lag stay as they were.
+    Holes (transaction markers, aborted records) lie inside a span; spans of successive batches tile the partition. A
+    span [n, n) with watermark -1 teaches nothing: owner and position are checked, watermark and lag stay as they were.
     """
 
     start: int

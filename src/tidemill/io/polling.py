@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -128,12 +128,12 @@ class Polling:
 
     # Commands of other threads ---------------------------------------------------------------------------------
 
-    def begin(self, generation: int, starts: Mapping[Partition, int]) -> int:
+    def begin(self, generation: int, starts: Mapping[Partition, int], ended: Collection[Partition] = ()) -> int:
         """The claim is done: read from these offsets, dropping whatever was buffered. Returns the epoch that batches
-        from now on carry; those of an earlier one must be thrown away."""
+        from now on carry; those of an earlier one must be thrown away. `ended`: a replay of them is over already."""
         self._last_epoch += 1
         epoch = self._last_epoch
-        self._commands.put(lambda: self._begin(generation, epoch, starts))
+        self._commands.put(lambda: self._begin(generation, epoch, starts, ended))
         return epoch
 
     def batch_done(self) -> None:
@@ -348,13 +348,13 @@ class Polling:
         self._clear({})
         self._report()
 
-    def _begin(self, generation: int, epoch: int, starts: Mapping[Partition, int]) -> None:
+    def _begin(self, generation: int, epoch: int, starts: Mapping[Partition, int], ended: Collection[Partition]) -> None:
         if generation != self._generation:
             return  # a newer assignment is being claimed
         self._epoch = epoch
         self._clear({(self._index_of[p.topic], p.number): offset for p, offset in starts.items()})
         for place, offset in self._next.items():
-            self._merge.add_partition(*place, offset)
+            self._merge.add_partition(*place, offset, is_ended=self._partition(place) in ended)
             self._wait_for(place, max(FETCH_START_S, self._max_idle_s))
         self._consumer.assign([TopicPartition(p.topic, p.number, offset) for p, offset in starts.items()])
         self._consumer.resume(self._at(self._next))  # the client keeps a partition paused through a new assignment
