@@ -100,7 +100,9 @@ def run(
     with ended_at_exit() as processes:
         processes += [WorkerProcess(stream, slot) for slot in range(workers)]
         _kill_some(stream, processes, _plan(stream.total, kills, seed), seed, result, report)
-        _wait_until_drained(stream, processes)
+        _wait(stream, processes, stream.is_drained, "the end")
+        # One that was restarted last may still be starting, and would die of TERM rather than stop.
+        _wait(stream, processes, lambda: len(_owners(stream, processes)) == workers, "all workers in the group")
         stream.wait_until_settled()
         result.exit_codes = [worker.stop() for worker in processes]
         result.stopped = [found for worker in processes if (found := worker.said_at_stop())]
@@ -160,10 +162,6 @@ def _owners(stream: Stream, processes: list[WorkerProcess]) -> list[WorkerProces
 def _has_moved(stream: Stream, partitions: frozenset[Partition], behind: int) -> bool:
     """Records beyond those that the dead worker had applied are committed, or none were left."""
     return committed(stream.marks(), partitions) > behind or stream.is_drained()
-
-
-def _wait_until_drained(stream: Stream, processes: list[WorkerProcess]) -> None:
-    _wait(stream, processes, stream.is_drained, "the end")
 
 
 def _wait(stream: Stream, alive: list[WorkerProcess], is_so: Callable[[], bool], what: str) -> None:

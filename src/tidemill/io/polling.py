@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
@@ -128,7 +128,7 @@ class Polling:
 
     # Commands of other threads ---------------------------------------------------------------------------------
 
-    def begin(self, generation: int, starts: Mapping[Partition, int], ended: Collection[Partition] = ()) -> int:
+    def begin(self, generation: int, starts: Mapping[Partition, int], ended: Container[Partition] = ()) -> int:
         """The claim is done: read from these offsets, dropping whatever was buffered. Returns the epoch that batches
         from now on carry; those of an earlier one must be thrown away. `ended`: a replay of them is over already."""
         self._last_epoch += 1
@@ -348,7 +348,7 @@ class Polling:
         self._clear({})
         self._report()
 
-    def _begin(self, generation: int, epoch: int, starts: Mapping[Partition, int], ended: Collection[Partition]) -> None:
+    def _begin(self, generation: int, epoch: int, starts: Mapping[Partition, int], ended: Container[Partition]) -> None:
         if generation != self._generation:
             return  # a newer assignment is being claimed
         self._epoch = epoch
