@@ -28,6 +28,9 @@ _NOT_YET = {
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError.LEADER_NOT_AVAILABLE,  # these three: the topic was created a moment ago
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a dead letter must fit whatever its input topic accepted
 
@@ -111,7 +114,7 @@ def committed_offsets(
 
 
 def _once_ready(ask: Callable[[], Any]) -> Any:
-    """The answer, asked for again while the group's coordinator says "not yet"."""
+    """The answer, asked for again while a coordinator or a leader says "not yet"."""
     deadline = time.monotonic() + STABLE_DEADLINE_S
     while True:
         try:
@@ -177,6 +180,12 @@ def living_members(settings: Mapping[str, Any], group: str) -> int:
     return len(described.members)
 
 
+def watermark_offsets(consumer: Consumer, at: TopicPartition) -> tuple[int, int]:
+    """(first offset, end offset) as the broker knows them, asked for again while a new topic has no leader."""
+    low, high = _once_ready(lambda: consumer.get_watermark_offsets(at, timeout=REQUEST_TIMEOUT_S, cached=False))
+    return int(low), int(high)
+
+
 def log_bounds(settings: Mapping[str, Any], partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
     """(first offset, end offset) of each partition; the end is behind the last committed record."""
     if not partitions:
@@ -184,9 +193,6 @@ def log_bounds(settings: Mapping[str, Any], partitions: Sequence[Partition]) -> 
     with unavailable_unless_answered("return its log bounds", settings):
         consumer = Consumer({**settings, "group.id": "tidemill.none", "isolation.level": "read_committed"})
         try:
-            return {
-                p: consumer.get_watermark_offsets(TopicPartition(p.topic, p.number), timeout=REQUEST_TIMEOUT_S)
-                for p in partitions
-            }
+            return {p: watermark_offsets(consumer, TopicPartition(p.topic, p.number)) for p in partitions}
         finally:
             consumer.close()

@@ -13,7 +13,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 
 from tidemill.errors import StateLostError, UnavailableError
-from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_unless_answered
+from tidemill.io.kafka import partition_counts, unavailable_unless_answered, watermark_offsets
 
 TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic`; bounds memory
 
@@ -46,12 +46,12 @@ class LogReader:
 
     def first_offset(self) -> int:
         with unavailable_unless_answered(f"return the start of {self._at.topic}", self._settings):
-            return self._consumer.get_watermark_offsets(self._at, timeout=REQUEST_TIMEOUT_S, cached=False)[0]
+            return watermark_offsets(self._consumer, self._at)[0]
 
     def end_offset(self) -> int:
         """The last stable offset: every record before it is committed or aborted."""
         with unavailable_unless_answered(f"return the end of {self._at.topic}", self._settings):
-            return self._consumer.get_watermark_offsets(self._at, timeout=REQUEST_TIMEOUT_S, cached=False)[1]
+            return watermark_offsets(self._consumer, self._at)[1]
 
     def read(self, *, until_offset: int | None, timeout_s: float, max_records: int) -> list[Message]:
         """What is there, or else comes first within `timeout_s`: at most `max_records`, all before `until_offset`.

@@ -1,7 +1,7 @@
 """Snapshots of the learner on an object store: a folder, S3, GCS or Azure.
 
 In: a frozen snapshot. Out: the newest good one. Invariant: an object is whole or refused (one JSON line, the model, 16
-bytes of BLAKE2b over all before), and is never overwritten: the first worker writes it, the others compare.
+bytes of BLAKE2b over all before), and a whole one is never overwritten: the first worker writes it, the others compare.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tidemill.errors import ModelRefusedError
 FORMAT = "tidemill.learner.v1"
 SUFFIX = ".learner"
 CHECK_BYTES = 16
-KEPT = 5  # snapshots per model version: 100,000 examples back at the default distance
+KEPT = 5  # snapshots per folder: 100,000 examples back at the default distance
 
 
 def pack_snapshot(snapshot: LearnerSnapshot) -> bytes:
@@ -62,7 +62,7 @@ def _warn(reason: str) -> None:
 
 
 class SnapshotStore:
-    """Snapshots by app, model version and N."""
+    """Snapshots by app, model version, features and N; those of other features neither collide nor push out."""
 
     def __init__(self, url_or_folder: str | Path, *, kept: int = KEPT) -> None:
         """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
@@ -77,18 +77,22 @@ class SnapshotStore:
     def put(self, app: str, model_version: str, snapshot: LearnerSnapshot) -> bool:
         """Write the snapshot unless its N has one, then drop the oldest beyond `kept`.
 
+        A broken one that is there gives way: the log folded again comes past this N each time.
+
         Returns:
             False when an equal one was there.
         Raises:
             ModelRefusedError: the one that is there has another digest: two workers folded the same log differently.
         """
-        path = f"{_folder(app, model_version)}{snapshot.n:020d}{SUFFIX}"
+        folder = _folder(app, model_version, snapshot.feature_digest)
+        path, data = f"{folder}{snapshot.n:020d}{SUFFIX}", pack_snapshot(snapshot)
         try:
-            self._store.put(path, pack_snapshot(snapshot), mode="create")
+            self._store.put(path, data, mode="create")
         except AlreadyExistsError:
-            self._compare(path, snapshot)
-            return False
-        for _, old in self._listed(app, model_version)[self._kept :]:
+            if self._is_whole_beside(path, snapshot):
+                return False
+            self._store.put(path, data, mode="overwrite")
+        for _, old in self._listed(folder)[self._kept :]:
             self._delete(old)
         return True
 
@@ -105,7 +109,7 @@ class SnapshotStore:
 
         Those that are broken or of other features are passed over, each with its reason to `on_refused`.
         """
-        for n, path in self._listed(app, model_version):
+        for n, path in self._listed(_folder(app, model_version, feature_digest)):
             if at_most is not None and n > at_most:
                 continue
             try:
@@ -125,21 +129,30 @@ class SnapshotStore:
                 return snapshot
         return None
 
-    def _compare(self, path: str, snapshot: LearnerSnapshot) -> None:
+    def _is_whole_beside(self, path: str, snapshot: LearnerSnapshot) -> bool:
+        """Whether the one that is there can stay; False: it is broken.
+
+        Raises:
+            ModelRefusedError: it is whole and has another digest.
+        """
         try:
             there = unpack_snapshot(bytes(self._store.get(path).bytes()), path)
         except NotFoundError:
-            return  # dropped between the two calls as too old
+            return True  # dropped between the two calls as too old: nothing to replace
+        except ModelRefusedError:
+            return False
         if there.digest != snapshot.digest:
             raise ModelRefusedError(
                 "TM-5004",
-                f"snapshot {path}: another worker has digest {there.digest}, this one {snapshot.digest} after the same "
-                "examples; platform or version differ: compare `tidemill version` on both, restart the odd one out",
+                f"snapshot {path}: there is one with digest {there.digest} (engine {there.engine}, arguments "
+                f"{there.arguments!r}), this worker has {snapshot.digest} ({snapshot.engine}, {snapshot.arguments!r}) "
+                "at the same N; if the examples log or the arguments are new, delete the folder's snapshots; else "
+                "platform or version differ: compare `tidemill version` on both, restart the odd one out",
             )
+        return True
 
-    def _listed(self, app: str, model_version: str) -> list[tuple[int, str]]:
+    def _listed(self, folder: str) -> list[tuple[int, str]]:
         """(N, path), newest first."""
-        folder = _folder(app, model_version)
         found = []
         for page in self._store.list(prefix=folder):
             for meta in page:
@@ -155,8 +168,8 @@ class SnapshotStore:
             return  # another worker was faster
 
 
-def _folder(app: str, model_version: str) -> str:
-    return f"{app}/{model_version}/"
+def _folder(app: str, model_version: str, feature_digest: str) -> str:
+    return f"{app}/{model_version}/{feature_digest}/"
 
 
 def _check(body: bytes) -> bytes:
