@@ -63,3 +63,14 @@ def test_health_tells_of_a_running_worker(shop: Shop, unused_port: int):
     with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/metrics") as answer:
         assert b'outcome="prediction"' in answer.read()
     assert shop.stop() == 0
+
+
+def test_a_replay_whose_producer_died_ends_with_exit_4_and_says_what_it_waits_for(shop: Shop):
+    shop.send("event", "1", 0, order=1, product="tea", amount=1.0)
+    shop.producer.flush()
+    shop.start("--bounded")  # which waits for a record or a punctuation in every partition
+    assert shop.worker is not None
+    assert shop.worker.wait(60) == 4
+    message = shop.log_text()
+    assert "TM-4030" in message and "@0 has waited 2" in message
+    assert "waits for a record or a punctuation in" in message and "does its producer still run?" in message
