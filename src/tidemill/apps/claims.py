@@ -23,7 +23,7 @@ from tidemill.io.slices import unpack_slice
 
 
 class Claims:
-    """Runs the recovery table of docs/recovery.md; the compute thread owns it."""
+    """Runs the recovery table of core/recovery.py; the compute thread owns it."""
 
     def __init__(
         self,

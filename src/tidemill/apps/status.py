@@ -48,7 +48,7 @@ class Status:
 def balances(
     outcomes: Mapping[str, int], published: Mapping[str, int], open_rows: Mapping[str, int]
 ) -> tuple[Balance, ...]:
-    """The equations of DESIGN section 6, each side counted on its own.
+    """What came in equals what became of it, each side counted on its own.
 
     Args:
         outcomes: sums over `commits.v1`.

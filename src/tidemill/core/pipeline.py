@@ -19,7 +19,7 @@ import pyarrow as pa
 from tidemill.core.features import EventRows, FeaturePlan, LabelRows
 from tidemill.core.labels import EventEntry, Join, Joined, LabelEntry, join_labels, label_record, label_values
 from tidemill.core.ports import Codec, Scorer
-from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, Span, StateView
+from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, StateView
 from tidemill.core.rows import pack_row, revision_of
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import amendment_columns, example_columns, prediction_columns, served_columns
@@ -383,6 +383,3 @@ def _label_columns(joins: Sequence[Join], of_batch: pa.RecordBatch | None, schem
 def _merge_rank(batch: Batch, topic_names: Sequence[str], partition: Partition) -> int:
     mine = (batch.topic_index == topic_names.index(partition.topic)) & (batch.partition == partition.number)
     return int(np.argmax(mine)) if mine.any() else -1
-
-
-__all__ = ["Pipeline", "Served", "Span", "StepOutcome", "Turn"]
