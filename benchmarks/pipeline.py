@@ -30,7 +30,7 @@ from rich.table import Table
 from tidemill.apps import folding
 from tidemill.apps.cycle import Cycle
 from tidemill.apps.flights import run_producer
-from tidemill.apps.folding import ExampleFold
+from tidemill.apps.models import make_models
 from tidemill.apps.publishing import Publishing
 from tidemill.apps.topics import ensure_app_topics
 from tidemill.config import Settings, config_digest, load_settings
@@ -43,12 +43,10 @@ from tidemill.io.codec import WireCodec
 from tidemill.io.embedded import start_servers
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.memory import MemoryBackend, MemoryStore
-from tidemill.io.polling import punctuation_of
+from tidemill.io.offered import punctuation_of
 from tidemill.io.redis_store import RedisStore
-from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.source import SourceRecord
 from tidemill.io.wire import InputDecoder
-from tidemill.models.learner import Learner
 
 CONFIG = "config/flights.yaml"
 STAGES = (
@@ -235,16 +233,8 @@ def run(
     decoder = InputDecoder(spec)
     pipeline = Pipeline(spec, FeaturePlan(spec), WireCodec(spec, decoder))
     plan = pipeline.plan
-    learner = Learner(
-        spec.learner,
-        plan.numeric_names,
-        plan.category_names,
-        feature_digest=plan.digest,
-        default_probability=spec.default_probability,
-    )
-    reader = LogReader(clients, pipeline.examples_topic, 0)
-    snapshots = SnapshotStore(settings.data_folder / "snapshots")
-    fold = ExampleFold(reader=reader, learner=learner, snapshots=snapshots, app=spec.name, is_bounded=True)
+    serving, fold = make_models(settings, pipeline, clients, on_roles=lambda roles: None, report=lambda line: None)
+    reader = fold.reader
     consumer: Consumer | None = None
     store: RedisStore | MemoryStore
     publisher: Publishing | PlainPublisher
@@ -270,7 +260,7 @@ def run(
     cycle = Cycle(
         pipeline=pipeline,
         store=store,
-        scorer=learner,
+        scorer=serving,
         publisher=publisher,
         fold=lambda: fold(),
         is_current=lambda: True,
@@ -285,7 +275,7 @@ def run(
         (plan, "compute", "features"),
         (plan, "entities", "features"),
         (plan, "state_keys", "features"),
-        (learner, "score", "score"),
+        (serving, "score", "score"),
         *(
             (pipeline.codec, each, "encode")
             for each in ("encode", "encode_rows", "decode_rows", "pack_slice", "dead_letter")
@@ -294,7 +284,7 @@ def run(
         (publisher, "publish", "transaction"),
         (store, "mark_published", "mark"),
         (reader, "read", "fold: read the log"),
-        (learner, "fold", "fold: learn"),
+        (serving, "fold", "fold: learn"),
     ):
         laps.watch(owner, name, stage)
     decode_examples = folding.decode_examples

@@ -85,7 +85,8 @@ def a_spec(
 
 def columns_of(topic: TopicSpec, rows: Sequence[Mapping[str, Any]]) -> pa.RecordBatch:
     """Rows as columns of the topic's schema; fields that a row lacks are null."""
-    fields = [(one["name"], ARROW[one["type"][1]]) for one in topic.schema["fields"]]
+    types = {one["name"]: one["type"] for one in topic.schema["fields"]}
+    fields = [(name, ARROW[kind if isinstance(kind, str) else kind[1]]) for name, kind in types.items()]
     return pa.RecordBatch.from_arrays(
         [pa.array([row.get(name) for row in rows], kind) for name, kind in fields], names=[name for name, _ in fields]
     )

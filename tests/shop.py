@@ -27,7 +27,7 @@ from tidemill.io import kafka
 from tidemill.io.embedded import Servers
 from tidemill.io.framing import header_of
 from tidemill.io.kafka_reader import read_topic
-from tidemill.io.outputs import decode
+from tidemill.io.outputs import decode, without_commands
 
 SHOP = Path(__file__).parent / "streams" / "shop" / "shop.yaml"
 
@@ -68,6 +68,12 @@ class Shop:
         self.worker.send_signal(signal.SIGTERM)
         return self.worker.wait(30)
 
+    def kill(self) -> None:
+        """The worker is gone afterwards, whatever it was doing."""
+        if self.worker is not None and self.worker.poll() is None:
+            self.worker.kill()
+            self.worker.wait()
+
     def until(self, is_so: Callable[[Status], bool], deadline_s: float = 40.0) -> Status:
         deadline = time.monotonic() + deadline_s
         while True:
@@ -84,7 +90,7 @@ class Shop:
         return [
             row
             for messages in read_topic(self.clients, topic)
-            for row in decode(schema, [m.value() for m in messages]).to_pylist()
+            for row in decode(schema, without_commands([m.value() for m in messages])).to_pylist()
         ]
 
     def log_text(self) -> str:
@@ -102,6 +108,4 @@ def a_shop(servers: Servers, app_name: str, folder: Path) -> Iterator[Shop]:
     ensure_app_topics(settings)
     made = Shop(settings, config, folder)
     yield made
-    if made.worker is not None and made.worker.poll() is None:
-        made.worker.kill()
-        made.worker.wait()
+    made.kill()

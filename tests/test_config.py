@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.config import MILLISECONDS, config_digest, load_app, load_settings, parse_duration
+from tidemill.config import config_digest, load_app, load_settings
+from tidemill.config_models import MILLISECONDS, parse_duration
 from tidemill.core.spec import Condition, LearnerSpec
 from tidemill.errors import ConfigError
 
@@ -99,7 +100,7 @@ def test_the_shipped_app_of_the_flights_is_valid():
     features = [feature for group in app.groups for feature in group.features]
     assert sum(feature.kind == "category" for feature in features) == 5
     assert 20 <= sum(feature.kind != "category" for feature in features) <= 30
-    assert (app.decision_threshold, app.max_skew_ms) == (0.9, 3_600_000)
+    assert (app.costs.threshold, app.max_skew_ms) == (0.9, 3_600_000)
 
 
 @pytest.mark.parametrize(

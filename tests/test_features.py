@@ -269,7 +269,7 @@ def test_window_that_cannot_be_cut_is_refused(window_ms):
 
 def test_state_longer_than_declared_is_refused():
     plan = FeaturePlan(a_spec(a_group("g", [], a_count("n", "readings", 12))))
-    with pytest.raises(ConfigError, match="TM-1053"):
+    with pytest.raises(ConfigError, match="TM-1054"):
         plan_one_event(plan, [b"\0" * 8 * 27])
 
 

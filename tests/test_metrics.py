@@ -68,6 +68,7 @@ def test_pieces_merge_in_any_order_to_the_same_integers(rows: list[tuple[float, 
     merged = sum(pieces, start=RunningMetrics.empty())
 
     assert merged.loss_units == whole.loss_units
+    assert merged.squared_units == whole.squared_units
     assert merged.positives.tolist() == whole.positives.tolist()
     assert merged.negatives.tolist() == whole.negatives.tolist()
     assert merged.count == len(rows)
@@ -76,7 +77,9 @@ def test_pieces_merge_in_any_order_to_the_same_integers(rows: list[tuple[float, 
 @given(SCORED)
 def test_running_metrics_are_as_near_as_they_say(rows: list[tuple[float, int]]) -> None:
     running, scored = RunningMetrics.of(*columns(rows, 2)), columns(rows, 2)
-    assert running.log_loss == pytest.approx(log_loss(*scored), abs=1e-7, nan_ok=True)
+    assert running.log_loss == pytest.approx(log_loss(*scored), abs=1e-9, nan_ok=True)
+    squares = [(p - y) ** 2 for p, y in rows]
+    assert running.brier == pytest.approx(sum(squares) / len(rows) if rows else math.nan, abs=1e-9, nan_ok=True)
     if not math.isnan(naive_auc(rows)):
         assert abs(running.auc - naive_auc(rows)) <= running.auc_error_max + 1e-12
     else:

@@ -14,7 +14,7 @@ import fastavro
 import pytest
 from shop import Shop, a_shop
 
-from tests.campaign.judging import Replay, fresh_learner, read_examples, read_predictions, replay, verify_stream
+from tests.campaign.judging import Replay, fresh_models, read_examples, read_predictions, replay, verify_stream
 from tests.campaign.processes import WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, owned_by
 from tests.verify import Report, verify
@@ -151,7 +151,7 @@ def test_fold_learns_committed_examples_only(servers: Servers, app_name: str, tm
 
 
 def replayed(stream: Stream) -> Replay:
-    return replay(fresh_learner(stream.settings.app), read_examples(stream), read_predictions(stream))
+    return replay(fresh_models(stream), read_examples(stream), read_predictions(stream))
 
 
 # --- read set, and the order of the two commits: an event and its label on two workers at once

@@ -21,6 +21,12 @@ pane_deltas = st.builds(
     st.integers(1, 3),
     st.integers(-(2**40), 2**40),
 )
+maxima = st.builds(
+    lambda pane, largest: PaneDelta("k", (pane % SLOTS) * 2, pane + 1, (largest,), True),
+    st.integers(0, 11),
+    st.integers(-(2**36), 2**36),
+)
+newest = st.builds(lambda word, tag: PaneDelta("k", word, tag, ()), st.integers(0, 3), st.integers(1, 2**48))
 latest_deltas = st.builds(
     lambda time, partition, offset: LatestDelta("k", 3, struct.pack(">4qd", time, 1, partition, offset, time / 2)),
     st.integers(0, 5),
@@ -47,7 +53,7 @@ def slots_of(state: bytes) -> dict[int, tuple[int, ...]]:
     return {at: words[at : at + WORDS] for at in range(0, len(words), WORDS) if words[at]}
 
 
-@given(st.lists(pane_deltas, max_size=20), st.randoms(use_true_random=False))
+@given(st.one_of(*(st.lists(one, max_size=20) for one in (pane_deltas, maxima, newest))), st.randoms())
 def test_pane_deltas_merge_to_the_same_bytes_in_any_order(deltas, random):
     shuffled = list(deltas)
     random.shuffle(shuffled)
@@ -62,6 +68,17 @@ def test_slot_holds_the_sum_of_its_newest_pane_alone(deltas):
         kept = [delta.cells for delta in deltas if (delta.word, delta.tag) == (word, tag)]
         expected[word] = (tag, *map(sum, zip(*kept, strict=True)))
     assert slots_of(merged(deltas)) == expected
+
+
+@given(st.lists(maxima, min_size=1, max_size=20))
+def test_slot_holds_the_maximum_of_its_newest_pane_and_takes_it_twice_without_harm(deltas):
+    expected = {}
+    for word in {delta.word for delta in deltas}:
+        tag = max(delta.tag for delta in deltas if delta.word == word)
+        expected[word] = (tag, max(delta.cells[0] for delta in deltas if (delta.word, delta.tag) == (word, tag)))
+    for state in (merged(deltas), merged(deltas, merged(deltas))):
+        words = struct.unpack(f">{len(state) // 8}q", state)
+        assert {at: words[at : at + 2] for at in range(0, len(words), 2) if words[at]} == expected
 
 
 @given(st.lists(pane_deltas, max_size=10), st.lists(pane_deltas, max_size=10))

@@ -19,7 +19,7 @@ from tidemill.core.records import Commit, Due, LatestDelta, Mark, PaneDelta, Par
 from tidemill.core.rows import Row, RowState, pack_row
 from tidemill.core.state import merge_latest, merge_pane
 from tidemill.errors import ConfigError, FencedError, InvariantError, StateLostError, TidemillError, UnavailableError
-from tidemill.io import redis_store
+from tidemill.io import redis_connection, redis_store
 from tidemill.io.embedded import Servers, start_servers
 from tidemill.io.memory import MemoryBackend, MemoryStore
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
@@ -242,6 +242,35 @@ def test_pane_slots_are_replaced_added_or_dropped_by_their_tag(workers: Workers)
     assert struct.unpack(">4q", three or b"") == (1, 2, 0, 6)
 
 
+def test_cells_that_take_the_maximum_and_slots_without_cells_keep_the_largest(workers: Workers) -> None:
+    store = workers.claimed(A)
+    deltas = [
+        PaneDelta("g", 0, 5, (-7,), True),
+        PaneDelta("g", 0, 5, (-9,), True),  # less: stays
+        PaneDelta("g", 0, 4, (99,), True),  # older: dropped
+        PaneDelta("g", 2, 5, (2**36,), True),
+        PaneDelta("g", 2, 6, (-(2**36),), True),  # newer: replaces
+        PaneDelta("g", 4, 1, (3,)),  # beside them one that adds
+        PaneDelta("g", 4, 1, (4,)),
+        PaneDelta("pair", 0, 1, (1, -2), True),
+        PaneDelta("pair", 0, 1, (-1, 2), True),
+        PaneDelta("times", 7, 1_400_000_000_001, ()),
+        PaneDelta("times", 7, 1_300_000_000_001, ()),
+    ]
+    store.commit(Commit({A: a_span(0, 1)}, pane_deltas=tuple(deltas)))
+    later = (
+        PaneDelta("g", 0, 5, (-3,), True),
+        PaneDelta("times", 7, 1_350_000_000_001, ()),
+        PaneDelta("times", 0, 9, ()),
+    )
+    store.commit(Commit({A: a_span(1, 2)}, pane_deltas=later))
+
+    g, pair, times = store.read(Reads(("g", "pair", "times"), ())).state
+    assert struct.unpack(">6q", g or b"") == (5, -3, 6, -(2**36), 1, 7)
+    assert struct.unpack(">3q", pair or b"") == (1, 1, 2)
+    assert struct.unpack(">8q", times or b"") == (9, 0, 0, 0, 0, 0, 0, 1_400_000_000_001)
+
+
 def test_latest_entries_stay_newest_first_without_doubles(workers: Workers) -> None:
     store = workers.claimed(A)
     entries = [an_entry(20, 1, 7), an_entry(30, 2, 8), an_entry(10, 3, 9), an_entry(30, 2, 8), an_entry(30, 1, 6)]
@@ -256,8 +285,25 @@ deltas_of_keys = st.lists(
         st.sampled_from([0, 3, 6, 30]),
         st.integers(1, 3),
         st.tuples(st.integers(-5, 5), st.integers(-(2**40), 2**40)),
+        st.just(False),
+    )
+    | st.builds(
+        PaneDelta,
+        st.sampled_from(["g:a", "g:b"]),
+        st.sampled_from([9, 11, 21, 41]),
+        st.integers(1, 3),
+        st.tuples(st.integers(-(2**36), 2**36)),
+        st.just(True),
+    )
+    | st.builds(
+        PaneDelta,
+        st.sampled_from(["g:a", "g:b"]),
+        st.integers(50, 60),
+        st.integers(1, 2**48),
+        st.just(()),
+        st.just(False),
     ),
-    max_size=12,
+    max_size=20,
 )
 latest_of_keys = st.lists(
     st.builds(
@@ -666,14 +712,14 @@ def test_server_that_forgot_the_scripts_gets_them_again(valkey: Servers) -> None
 def test_answer_that_does_not_come_is_unavailable_and_a_claim_finds_the_result(
     valkey: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_store, "ANSWER_DEADLINE_S", 0.1)
+    monkeypatch.setattr(redis_connection, "ANSWER_DEADLINE_S", 0.1)
     workers = redis_workers(valkey.redis_url)
     store = workers.claimed(A)
     with redis.Redis.from_url(valkey.redis_url) as client:
         client.execute_command("CLIENT PAUSE", 250, "ALL")
         with pytest.raises(UnavailableError, match="TM-3101"):
             store.commit(Commit({A: a_span(0, 1)}))
-    monkeypatch.setattr(redis_store, "ANSWER_DEADLINE_S", 5.0)
+    monkeypatch.setattr(redis_connection, "ANSWER_DEADLINE_S", 5.0)
     later = workers.open()
     applied = later.claim([A], may_create=False).partitions[A].applied
     assert applied in (None, 1)  # sent before the claim: it took effect, or its token is void
@@ -718,7 +764,7 @@ def violate_position(workers: Workers) -> bool:
 
 def violate_incarnation(workers: Workers) -> bool:
     store = workers.claimed(A)
-    store._client.set(f"tm:{{{store._app}}}:incarnation", "another")  # type: ignore[union-attr]
+    store._connection._client.set(f"tm:{{{store._app}}}:incarnation", "another")  # type: ignore[union-attr]
     return _gets_through(lambda: store.commit(Commit({A: a_span(0, 1)})))
 
 

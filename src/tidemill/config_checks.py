@@ -11,7 +11,12 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from tidemill.core.spec import AppSpec, Condition, FeatureSpec, GroupSpec, TopicSpec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tidemill.core.feature_plan import topics_of
+from tidemill.core.rules import whole_text
+from tidemill.core.spec import RESERVED_SERIES, AppSpec, Condition, FeatureSpec, GroupSpec, RuleSpec, TopicSpec
 
 Location = tuple[Hashable, ...]  # keys and indexes from the root of the YAML document
 Problem = tuple[Location, str]
@@ -46,6 +51,12 @@ def check_app(spec: AppSpec) -> Iterator[Problem]:
                 yield place, f"feature {feature.name} stands in more than one group; names are unique in an app"
             yield from _check_feature(place, feature, schemas, event=events[0])
         yield from _check_entity(group, spec, schemas, event=events[0])
+    for comparator in spec.comparators:
+        if comparator.name in RESERVED_SERIES:
+            yield ("comparators", comparator.name), f"{comparator.name} is a series of every app; take another name"
+        for name in comparator.features or ():
+            if name not in counts:
+                yield ("comparators", comparator.name), f"no feature {name!r}{nearest(name, counts)}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -113,6 +124,59 @@ def _check_topics(spec: AppSpec) -> Iterator[Problem]:
             yield place, f"{topic.name} has role {topic.role} and needs `id`: the field that names the event"
         if topic.time_field is not None:
             yield from fields.check((*place, "time"), topic.time_field, frozenset({"long"}), "an event time")
+        for index, rule in enumerate(topic.rules):
+            yield from _check_rule((*place, "rules", index), rule, fields)
+
+
+def _check_rule(place: Location, rule: RuleSpec, topic: Fields) -> Iterator[Problem]:
+    if rule.otherwise == "flag" and topic.role == "context":
+        yield (
+            place,
+            f"{topic.topic} is a context topic: its records make no example that a flag could hold back; a bad one "
+            "must not feed features either, so the choice is `otherwise: dead_letter`",
+        )
+    if rule.is_missing is not None:
+        yield from topic.check(place, rule.field, NUMBERS | TEXTS | {"boolean"}, "a field of is_missing")
+    elif rule.matches is not None:
+        yield from topic.check(place, rule.field, TEXTS, "a field of matches")
+        yield from _check_pattern(place, rule.matches)
+    elif rule.one_of is not None:
+        is_text = isinstance(rule.one_of[0], str)
+        yield from topic.check(place, rule.field, TEXTS if is_text else WHOLE, "a field of this one_of")
+        yield from _check_members(place, rule.one_of, rule.field, topic)
+    elif (other := rule.not_after or rule.not_before or rule.differs_from) is not None:
+        of_field = topic.by_name.get(rule.field)
+        types = NUMBERS if rule.differs_from is None else NUMBERS | TEXTS
+        yield from topic.check(place, rule.field, types, "a field that is compared")
+        if of_field is not None:
+            same = next((kind for kind in (NUMBERS, TEXTS) if of_field.type in kind), types)
+            yield from topic.check(place, other, same, f"what {rule.field} ({of_field.type}) is compared with")
+    else:
+        yield from topic.check(place, rule.field, NUMBERS, "a field with bounds")
+        low = max((bound for bound in (rule.above, rule.at_least) if bound is not None), default=None)
+        high = min((bound for bound in (rule.below, rule.at_most) if bound is not None), default=None)
+        if low is not None and high is not None and low > high:
+            yield place, f"no number is above {low:g} and below {high:g}: every record would break this rule"
+
+
+def _check_pattern(place: Location, pattern: str) -> Iterator[Problem]:
+    for text in (pattern, whole_text(pattern)):
+        try:
+            pc.match_substring_regex(pa.array([""]), text)
+        except pa.ArrowInvalid as error:
+            yield place, f"{pattern!r} is no regular expression of RE2: {error}"
+            return
+
+
+def _check_members(
+    place: Location, members: tuple[str, ...] | tuple[int, ...], name: str, topic: Fields
+) -> Iterator[Problem]:
+    symbols = topic.by_name[name].symbols if name in topic.by_name else ()
+    for member in members:
+        if symbols and member not in symbols:
+            yield place, f"{topic.topic}.{name} is never {member!r}{nearest(str(member), symbols)}"
+        if isinstance(member, int) and not -(2**63) <= member < 2**63:
+            yield place, f"{member} is outside of an Avro long"
 
 
 def _check_condition(place: Location, condition: Condition, label: Fields) -> Iterator[Problem]:
@@ -137,20 +201,41 @@ def _check_feature(
         yield (*place, "of"), f"no topic {feature.of!r}{nearest(str(feature.of), schemas)}"
     elif feature.kind == "field":
         yield from source.check(place, str(feature.field), NUMBERS | {"boolean"}, "a field feature")
+    elif feature.part is not None:
+        return  # of the event's time, which every event has
     elif feature.kind == "category":
         yield from source.check(place, str(feature.field), NAMES | {"boolean"}, "a category")
     elif feature.kind == "latest":
         yield from source.check(place, str(feature.field), NUMBERS | {"boolean"}, "a latest value")
-    elif feature.kind == "mean" and feature.value == "label":
+    elif feature.kind == "distinct":
+        yield from source.check(place, str(feature.field), NAMES | {"boolean"}, "a distinct value")
+    elif feature.kind == "open":
+        yield from _check_open(place, feature, source, schemas)
+    elif feature.value == "label":
         if source.role != "label":
-            yield place, f"a mean of the label is made of the label topic, but {source.topic} has role {source.role}"
-    elif feature.kind == "mean":
-        yield from source.check(place, str(feature.value), NUMBERS, "the value of a mean")
+            use = f"a {feature.kind.replace('_', ' ')} of the label"
+            yield place, f"{use} is made of the label topic, but {source.topic} has role {source.role}"
+    elif feature.value is not None:
+        yield from source.check(place, feature.value, NUMBERS, f"the value of a {feature.kind.replace('_', ' ')}")
+
+
+def _check_open(
+    place: Location, feature: FeatureSpec, opening: Fields, schemas: Mapping[str, Fields]
+) -> Iterator[Problem]:
+    closing = schemas.get(str(feature.closed_by))
+    if closing is None:
+        yield (*place, "closed_by"), f"no topic {feature.closed_by!r}{nearest(str(feature.closed_by), schemas)}"
+    elif closing.topic == opening.topic:
+        yield (*place, "closed_by"), f"{closing.topic} cannot close what it opens; name another topic"
+    elif feature.closed_due is not None:
+        yield from closing.check((*place, "closed_due"), feature.closed_due, frozenset({"long"}), "a due time")
+    if feature.due is not None:
+        yield from opening.check((*place, "due"), feature.due, frozenset({"long"}), "a due time")
 
 
 def _check_entity(group: GroupSpec, spec: AppSpec, schemas: Mapping[str, Fields], *, event: str) -> Iterator[Problem]:
     """The entity's fields must be in the event (that asks) and in each topic that feeds; a label has its event's."""
-    feeds = {feature.of for feature in group.features if feature.of in schemas}
+    feeds = {topic for feature in group.features for topic in topics_of(feature) if topic in schemas}
     asked = [event, *(topic.name for topic in spec.topics if topic.name in feeds and topic.role == "context")]
     for index, name in enumerate(group.entity):
         for topic in asked:

@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.judging import fresh_learner, read_examples, read_predictions, replay, verify_stream
+from tests.campaign.judging import fresh_models, read_examples, read_predictions, replay, verify_stream
 from tests.campaign.processes import WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, applied, committed, owned_by
 from tidemill.core.features import FeaturePlan
@@ -190,11 +190,9 @@ def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
     )
     result.feature_digest = stream.store.feature_digest()
     predictions = read_predictions(stream)
-    app = stream.settings.app
     snapshots = _snapshot_digests(stream)
-    learner = fresh_learner(app)
     at = {*snapshots, *(n for n, _ in result.stopped)}
-    again = replay(learner, read_examples(stream), predictions, digests_at=at)
+    again = replay(fresh_models(stream), read_examples(stream), predictions, digests_at=at)
     result.learner_digest = again.digests.get(max(again.digests, default=-1), "")
     wrong = [
         f"N = {n}: {digest}, a fresh fold has {again.digests[n]}"
@@ -221,7 +219,7 @@ def _snapshot_digests(stream: Stream) -> dict[int, str]:
     store = SnapshotStore(stream.folder / "snapshots")
     digests: dict[int, str] = {}
     at_most: int | None = None
-    while (found := store.newest(app.name, "learner", at_most, FeaturePlan(app).digest)) is not None:
+    while (found := store.newest(app.name, at_most, FeaturePlan(app).digest)) is not None:
         digests[found.n] = found.digest
         at_most = found.n - 1
     return digests

@@ -1,7 +1,7 @@
 """What a finished run must have left behind: exactly once (by the verifier), D1, D2, D3.
 
-In: a stream whose workers have stopped. Out: findings, none = nothing wrong. Invariant: the learner that judges is a
-fresh one; it has seen the examples log from its first record and nothing else.
+In: a stream whose workers have stopped. Out: findings, none = nothing wrong. Invariant: the models that judge are
+fresh; they have seen the examples log from its first record and nothing else.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import pyarrow as pa
 
 from tests.campaign.stream import Stream
 from tests.verify import Report, verify
+from tidemill.apps.folding import ExampleHistory
+from tidemill.apps.models import booster_loader
+from tidemill.core.examples import between, no_examples
 from tidemill.core.features import FeaturePlan
-from tidemill.core.records import ExampleColumns, FeatureBatch
-from tidemill.core.spec import AppSpec
+from tidemill.core.records import Command, ExampleColumns, FeatureBatch
 from tidemill.io.kafka_reader import LogReader, read_topic
 from tidemill.io.outputs import decode, decode_examples
-from tidemill.models.learner import Learner
+from tidemill.models.serving import Serving
 
 READ_RECORDS_MAX = 20_000
 TEXTS_KEPT = 3
@@ -46,19 +48,19 @@ class Replay:
     scores: list[str] = field(default_factory=list)  # D3, first differences in words
     scores_wrong: int = 0
     scores_compared: int = 0
-    digests: dict[int, str] = field(default_factory=dict)  # D2: the fresh learner's digest at these N
+    digests: dict[int, str] = field(default_factory=dict)  # D2: the fresh models' digest at these N
 
 
-def read_examples(stream: Stream) -> Iterator[tuple[ExampleColumns, int]]:
-    """The committed examples in log order, each lot with the next offset."""
+def read_examples(stream: Stream) -> Iterator[tuple[ExampleColumns, list[Command], int]]:
+    """The committed examples and commands in log order, each lot with the next offset."""
     reader = LogReader(stream.clients, f"{stream.name}.examples.v1", 0)
     end = reader.end_offset()
     reader.seek(0)
     while reader.position < end:
         messages = reader.read(until_offset=end, timeout_s=1.0, max_records=READ_RECORDS_MAX)
         if messages:
-            examples, _ = decode_examples([m.value() for m in messages], [m.offset() for m in messages])
-            yield examples, messages[-1].offset() + 1
+            examples, commands = decode_examples([m.value() for m in messages], [m.offset() for m in messages])
+            yield examples, commands, messages[-1].offset() + 1
     reader.close()
 
 
@@ -89,21 +91,22 @@ def predictions_of(batches: Sequence[pa.RecordBatch]) -> Predictions:
     )
 
 
-def fresh_learner(app: AppSpec) -> Learner:
-    """At N = 0, from the declaration alone."""
-    plan = FeaturePlan(app)
-    return Learner(
-        app.learner,
+def fresh_models(stream: Stream) -> Serving:
+    """At N = 0, from the declaration, the registry and the log alone."""
+    app, plan = stream.settings.app, FeaturePlan(stream.settings.app)
+    return Serving(
+        app,
         plan.numeric_names,
         plan.category_names,
         feature_digest=plan.digest,
-        default_probability=app.default_probability,
+        load=booster_loader(stream.settings, plan),
+        history=ExampleHistory(stream.clients, f"{app.name}.examples.v1"),
     )
 
 
 def replay(
-    learner: Learner,
-    examples: Iterable[tuple[ExampleColumns, int]],
+    models: Serving,
+    lots: Iterable[tuple[ExampleColumns, Sequence[Command], int]],
     predictions: Predictions,
     *,
     digests_at: Iterable[int] = (),
@@ -111,32 +114,32 @@ def replay(
     """Fold the log once; at each N that a prediction names score it again and compare bit by bit.
 
     Args:
-        examples: lots in log order, each with the next offset.
+        lots: examples and commands in log order, each with the next offset.
         digests_at: every N whose digest is wanted.
     """
     found = Replay()
     stops = sorted({*np.unique(predictions.n).tolist(), *digests_at})
     wanted = set(digests_at)
-    lots = iter(examples)
-    lot: ExampleColumns | None = None
-    behind = 0  # the next offset after the lot in hand
+    following = iter(lots)
+    examples, commands, behind = no_examples(), list[Command](), 0  # behind: the next offset after the lot in hand
     for stop in stops:
-        while learner.n < stop:
-            if lot is None or learner.n >= behind:
-                following = next(lots, None)
-                if following is None:  # markers are all that is left of the log
-                    learner.fold(_cut(lot, stop, stop) if lot is not None else _none(predictions), stop)
+        while models.n < stop:
+            if models.n >= behind:
+                lot = next(following, None)
+                if lot is None:  # markers are all that is left of the log
+                    models.fold(no_examples(), [], stop)
                     break
-                lot, behind = following
-            target = min(stop, behind)
-            learner.fold(_cut(lot, learner.n, target), target)
+                examples, commands, behind = lot[0], list(lot[1]), lot[2]
+            start, target = models.n, min(stop, behind)
+            due = [command for command in commands if start <= command.offset < target]
+            models.fold(between(examples, start, target), due, target)
         if stop in wanted:
-            found.digests[stop] = learner.digest()
-        _compare(learner, predictions, stop, found)
+            found.digests[stop] = models.digest()
+        _compare(models, predictions, stop, found)
     return found
 
 
-def _compare(learner: Learner, predictions: Predictions, n: int, found: Replay) -> None:
+def _compare(models: Serving, predictions: Predictions, n: int, found: Replay) -> None:
     start, end = np.searchsorted(predictions.n, [n, n + 1]).tolist()
     if start == end:
         return
@@ -144,7 +147,7 @@ def _compare(learner: Learner, predictions: Predictions, n: int, found: Replay) 
         predictions.features.numeric[start:end],
         tuple(column[start:end] for column in predictions.features.categories),
     )
-    scores = learner.score(features)
+    scores = models.score(features)
     for name, again, published in (
         ("learner", scores.learner, predictions.learner[start:end]),
         ("blend", scores.blend, predictions.blend[start:end]),
@@ -157,24 +160,6 @@ def _compare(learner: Learner, predictions: Predictions, n: int, found: Replay) 
                 )
                 found.scores.append(text)
     found.scores_compared += end - start
-
-
-def _cut(examples: ExampleColumns, start: int, stop: int) -> ExampleColumns:
-    """Those with an offset in [start, stop)."""
-    first, last = np.searchsorted(examples.offset, [start, stop]).tolist()
-    columns = tuple(column[first:last] for column in examples.features.categories)
-    return ExampleColumns(
-        offset=examples.offset[first:last],
-        features=FeatureBatch(examples.features.numeric[first:last], columns),
-        label=examples.label[first:last],
-        is_learned=examples.is_learned[first:last],
-    )
-
-
-def _none(predictions: Predictions) -> ExampleColumns:
-    """No examples, with as many columns as the predictions have."""
-    features = FeatureBatch(predictions.features.numeric[:0], tuple(() for _ in predictions.features.categories))
-    return ExampleColumns(np.empty(0, np.int64), features, np.empty(0, np.float32), np.empty(0, np.bool_))
 
 
 def verify_stream(stream: Stream, *, settings: Mapping[str, str] | None = None, sample: int = 1_000) -> Report:

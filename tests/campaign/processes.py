@@ -20,7 +20,7 @@ from tidemill.io.embedded import Servers
 ROOT = Path(__file__).parent.parent.parent
 
 STOP_DEADLINE_S = 30.0
-_STOPPED = re.compile(r"stopped at N = (\d+) after \d+ records, learner digest (\w+)")
+_STOPPED = re.compile(r"stopped at N = (\d+) after \d+ records, model digest (\w+)")
 
 
 class Site(Protocol):

@@ -16,7 +16,6 @@ from typing import Any
 import yaml
 
 ROLE_RANK = {"context": 0, "label": 1, "event": 2}
-NUMERIC_KINDS = ("field", "count", "mean", "latest")
 PANES = 12
 _MS = {"ms": 1, "s": 1_000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 
@@ -44,6 +43,14 @@ class Feature:
     window_ms: int = 0
     prior: float = 0.0
     prior_weight: float = 0.0
+    half_life_ms: int = 0
+    back: int = 0
+    closed_by: str | None = None
+    due: str | None = None
+    closed_due: str | None = None
+    ahead_ms: int = 2 * 3_600_000
+    part: str | None = None
+    zone: str = "UTC"
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,12 @@ class Declared:
     features: tuple[Feature, ...]
     allowed_lateness_ms: int = 600_000
     dedup_window_ms: int = 7 * 86_400_000
+    max_skew_ms: int = 600_000
     numeric: tuple[Feature, ...] = field(init=False)
     categories: tuple[Feature, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "numeric", tuple(f for f in self.features if f.kind in NUMERIC_KINDS))
+        object.__setattr__(self, "numeric", tuple(f for f in self.features if f.kind != "category"))
         object.__setattr__(self, "categories", tuple(f for f in self.features if f.kind == "category"))
 
     @property
@@ -121,6 +129,7 @@ def read_declared(path: str | Path) -> Declared:
         allowed_lateness_ms=milliseconds(label.get("allowed_lateness", "10m")),
         dedup_window_ms=milliseconds(label.get("dedup_window", "7d")),
         features=tuple(features),
+        max_skew_ms=milliseconds(content.get("max_skew", "10m")),
     )
 
 
@@ -136,6 +145,14 @@ def _feature(name: str, entity: tuple[str, ...], given: Mapping[str, Any]) -> Fe
         window_ms=milliseconds(given["window"]) if given.get("window") is not None else 0,
         prior=float(given.get("prior", 0.0)),
         prior_weight=float(given.get("prior_weight", 0.0)),
+        half_life_ms=milliseconds(given.get("half_life", 0)),
+        back=given.get("back", 0),
+        closed_by=given.get("closed_by"),
+        due=given.get("due"),
+        closed_due=given.get("closed_due"),
+        ahead_ms=milliseconds(given.get("ahead", "2h")),
+        part=given.get("part"),
+        zone=given.get("zone", "UTC"),
     )
 
 

@@ -17,11 +17,13 @@ import numpy.typing as npt
 
 from tests.verify.declared import PANES, Declared, Feature
 from tests.verify.inputs import GOOD, Inputs, Int64s
+from tests.verify.kinds import Seen, Values, calendar, distinct, due_in_window, newest, of_panes, text
 from tests.verify.outcomes import RECORD_OUTCOMES, Expected
 
 Key = tuple[Any, ...]
 
-UNITS_LIMIT = 2.0**36  # a value of so many units would not keep sums exact: it is passed over like a missing one
+_NOTHING = np.zeros(0, dtype=np.int64)
+_WINDOWED = ("count", "rate", "sum", "mean", "min", "max", "decayed_count", "decayed_mean")
 
 
 class _Source(NamedTuple):
@@ -48,35 +50,86 @@ def recompute(
 ) -> tuple[npt.NDArray[np.float32], list[tuple[str, ...]]]:
     """Numeric features, shape (events, numeric features) float32 with NaN for missing, and the categories as texts."""
     numeric = np.full((len(events), len(declared.numeric)), np.nan, dtype=np.float32)
-    topics = {topic.name: index for index, topic in enumerate(declared.topics)}
-    sources: dict[str, _Source] = {}
-    histories: dict[tuple[str, tuple[str, ...]], dict[Key, _History]] = {}
-    read_values: dict[tuple[str, str], npt.NDArray[np.float64]] = {}
+    told = _Told(declared, inputs, expected, events)
     for column, feature in enumerate(declared.numeric):
-        if feature.of is None:
-            for place, row in enumerate(events):
-                numeric[place, column] = _number(inputs.value(row, feature.field or feature.name))
-            continue
-        if feature.of not in sources:
-            sources[feature.of] = _source(declared, inputs, expected, topics[feature.of])
-        keys = _keys(inputs, np.array(events, dtype=np.int64), feature.entity)
-        group = (feature.of, feature.entity)
-        if group not in histories:
-            histories[group] = _histories(inputs, sources[feature.of], feature.entity, set(keys))
-        name = feature.value if feature.kind == "mean" else feature.field
-        values = None
-        if name is not None:
-            if (feature.of, name) not in read_values:
-                read_values[feature.of, name] = _values(inputs, topics[feature.of], name)
-            values = read_values[feature.of, name]
-        first = inputs.first_row[topics[feature.of]]
-        for place, (row, key) in enumerate(zip(events, keys, strict=True)):
-            history = histories[group].get(key)
-            numeric[place, column] = _one(feature, inputs, history, row, values, first)
-    categories = [
-        tuple(_text(inputs.value(row, one.field or one.name)) for one in declared.categories) for row in events
-    ]
+        for place, row in enumerate(events):
+            numeric[place, column] = told.value(feature, place, row)
+    categories = [tuple(_category(inputs, one, row) for one in declared.categories) for row in events]
     return numeric, categories
+
+
+def _category(inputs: Inputs, feature: Feature, row: int) -> str:
+    if feature.part is None:
+        return text(inputs.value(row, feature.field or feature.name))
+    number = calendar(feature, int(inputs.time[row]))
+    return "" if np.isnan(number) else str(int(number))
+
+
+class _Told:
+    """What the records tell of each event; histories are made once for each topic and entity."""
+
+    def __init__(self, declared: Declared, inputs: Inputs, expected: Expected, events: Sequence[int]) -> None:
+        self._declared, self._inputs, self._expected = declared, inputs, expected
+        self._events = np.array(events, dtype=np.int64)
+        self._topics = {topic.name: index for index, topic in enumerate(declared.topics)}
+        self._sources: dict[str, _Source] = {}
+        self._histories: dict[tuple[str, tuple[str, ...]], dict[Key, _History]] = {}
+        self._keys: dict[tuple[str, ...], list[Key]] = {}
+
+    def value(self, feature: Feature, place: int, row: int) -> float:
+        time = int(self._inputs.time[row])
+        if feature.kind == "calendar":
+            return calendar(feature, time)
+        if feature.of is None:
+            value = self._inputs.value(row, feature.field or feature.name)
+            return float("nan") if value is None else float(value)
+        if feature.kind == "open":
+            opened = self._seen(feature, feature.of, feature.due, place, row)
+            closed = self._seen(feature, str(feature.closed_by), feature.closed_due, place, row)
+            return max(
+                0,
+                due_in_window(feature, time, opened, is_closing=False)
+                - due_in_window(feature, time, closed, is_closing=True),
+            )
+        seen = self._seen(feature, feature.of, feature.value or feature.field, place, row)
+        if feature.kind == "distinct":
+            return distinct(feature, time, self._declared.max_skew_ms, seen)
+        if feature.kind in ("latest", "time_since_last"):
+            return newest(feature, time, seen)
+        return of_panes(feature, time, seen)
+
+    def _seen(self, feature: Feature, topic: str, name: str | None, place: int, row: int) -> Seen:
+        inputs = self._inputs
+        history = self._history(topic, feature.entity).get(self._key(feature.entity, place))
+        if history is None:
+            return Seen(_NOTHING, _NOTHING, _NOTHING, Values([], _NOTHING))
+        before = int(np.searchsorted(history.rank, inputs.rank[row]))
+        start = 0
+        if feature.kind in _WINDOWED:
+            # Nothing before `start` can be newer than its merged time: the search narrows, the mask decides.
+            span = feature.window_ms or feature.half_life_ms * PANES
+            start = int(np.searchsorted(history.merged_time, int(inputs.time[row]) - span))
+        records = history.record[start:before]
+        time = history.time[start:before]
+        columns = inputs.columns[self._topics[topic]]
+        listed = columns.time if name is None else columns.labels if name == "label" else columns.fields[name]
+        values = Values(listed, records - inputs.first_row[self._topics[topic]])
+        return Seen(time, inputs.partition[records], inputs.offset[records], values)
+
+    def _key(self, entity: tuple[str, ...], place: int) -> Key:
+        if entity not in self._keys:
+            self._keys[entity] = _keys(self._inputs, self._events, entity)
+        return self._keys[entity][place]
+
+    def _history(self, topic: str, entity: tuple[str, ...]) -> dict[Key, _History]:
+        if topic not in self._sources:
+            self._sources[topic] = _source(self._declared, self._inputs, self._expected, self._topics[topic])
+        if (topic, entity) not in self._histories:
+            self._key(entity, 0)
+            self._histories[topic, entity] = _histories(
+                self._inputs, self._sources[topic], entity, set(self._keys[entity])
+            )
+        return self._histories[topic, entity]
 
 
 def _source(declared: Declared, inputs: Inputs, expected: Expected, topic: int) -> _Source:
@@ -120,70 +173,3 @@ def _keys(inputs: Inputs, rows: Int64s, entity: tuple[str, ...]) -> list[Key]:
         for place, at in zip(places.tolist(), local, strict=True):
             keys[place] = tuple([column[at] for column in columns])
     return keys
-
-
-def _values(inputs: Inputs, topic: int, name: str) -> npt.NDArray[np.float64]:
-    columns = inputs.columns[topic]
-    listed = columns.labels if name == "label" else columns.fields[name]
-    return np.array([_number(value) for value in listed], dtype=np.float64)
-
-
-def _one(
-    feature: Feature,
-    inputs: Inputs,
-    history: _History | None,
-    row: int,
-    values: npt.NDArray[np.float64] | None,
-    first_row: int,
-) -> float:
-    if history is None:
-        return _read(feature, np.empty(0))
-    before = int(np.searchsorted(history.rank, inputs.rank[row]))
-    time = int(inputs.time[row])
-    if feature.kind == "latest":
-        assert values is not None
-        return _latest(inputs, history, before, time, values, first_row)
-    pane = feature.window_ms // PANES
-    newest = time // pane
-    # Nothing before `start` can be newer than its merged time: the search narrows, the mask decides.
-    start = int(np.searchsorted(history.merged_time, (newest - PANES + 1) * pane))
-    panes = history.time[start:before] // pane
-    inside = (panes > newest - PANES) & (panes <= newest)
-    records = history.record[start:before][inside]
-    return _read(feature, np.ones(len(records)) if values is None else values[records - first_row])
-
-
-def _read(feature: Feature, values: npt.NDArray[np.float64]) -> float:
-    if feature.kind == "latest":
-        return float("nan")
-    if feature.kind == "count":
-        return float(len(values))
-    units = np.rint(values / feature.unit)
-    units = units[np.abs(units) < UNITS_LIMIT]  # a missing value is no number and not below it
-    total = int(units.sum())
-    weight = len(units) + feature.prior_weight
-    if weight == 0:
-        return float("nan")
-    return (total * feature.unit + feature.prior * feature.prior_weight) / weight
-
-
-def _latest(
-    inputs: Inputs, history: _History, before: int, time: int, values: npt.NDArray[np.float64], first_row: int
-) -> float:
-    seen = np.flatnonzero(history.time[:before] <= time)
-    if len(seen) == 0:
-        return float("nan")
-    newest = seen[history.time[seen] == history.time[seen].max()]
-    records = history.record[newest]
-    last = np.lexsort((inputs.offset[records], inputs.partition[records]))[-1]
-    return float(values[records[last] - first_row])
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return "" if value is None else str(value)

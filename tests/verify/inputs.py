@@ -96,7 +96,8 @@ def _wanted_fields(declared: Declared) -> set[str]:
     names = {one for topic in declared.topics for one in (topic.id_field, topic.time_field) if one}
     for feature in declared.features:
         names.update(feature.entity)
-        names.update(one for one in (feature.field, feature.value) if one and one != "label")
+        read = (feature.field, feature.value, feature.due, feature.closed_due)
+        names.update(one for one in read if one and one != "label")
     return names
 
 

@@ -7,15 +7,20 @@ a traceback shows with -v only.
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tidemill.apps.cli_backtest import EPILOG as BACKTEST_EPILOG
+from tidemill.apps.cli_backtest import backtest
+from tidemill.apps.cli_features import features_app
+from tidemill.apps.cli_models import models_app
+from tidemill.apps.cli_monitor import add_monitor_commands
 from tidemill.apps.cli_options import (
     Config,
     Data,
@@ -36,6 +41,8 @@ from tidemill.apps.cli_options import (
     progress,
     settings_with_servers,
 )
+from tidemill.apps.cli_produce import EPILOG as PRODUCE_EPILOG
+from tidemill.apps.cli_produce import produce
 from tidemill.errors import TidemillError
 
 if TYPE_CHECKING:
@@ -62,6 +69,9 @@ dead_letters_app = typer.Typer(
     help="Records that could not be processed, with their original bytes.", no_args_is_help=True
 )
 app.add_typer(dead_letters_app, name="dlq")
+app.add_typer(features_app, name="features")
+add_monitor_commands(app)
+app.add_typer(models_app, name="models")
 
 
 @app.callback()
@@ -150,66 +160,8 @@ def worker(
     return run_worker(settings, slot=slot, web_port=web_port or settings.worker.metrics_port or None, report=progress)
 
 
-@app.command(epilog="Example: [bold]tidemill produce --until 2013-01-15 --bootstrap-servers 127.0.0.1:9092[/bold]")
-def produce(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="The app's YAML.", show_default=DEMO_CONFIG)
-    ] = None,
-    until: Until = None,
-    poison: PoisonCount = 200,
-    bootstrap_servers: Servers = None,
-    output: OutputForm = "table",
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-    with_parent: WithParent = False,
-) -> int:
-    """Publish the example's events to Kafka in the order of their times, broken records between them."""
-    from tidemill.resources import shipped_path
-
-    form = form_of(output)
-    settings = settings_with_servers(config or shipped_path(DEMO_CONFIG), bootstrap_servers=bootstrap_servers)
-    from tidemill.apps.flights import Progress, run_producer
-    from tidemill.apps.results import Form, counts_table, print_json, print_tables
-
-    def show(at: Progress) -> None:
-        day = datetime.fromtimestamp(at.event_time / 1000).astimezone().date()
-        if day != shown[0]:
-            shown[0] = day
-            progress(f"{day}: {at.sent:,} of {at.total:,} records sent")
-
-    shown: list[Any] = [None]
-    assert settings.bootstrap_servers is not None
-    published = run_producer(
-        settings.bootstrap_servers,
-        app=settings.app,
-        until=until.date() if until else None,
-        poison_count=poison,
-        kafka=settings.kafka,
-        on_progress=show,
-    )
-    if form is Form.TABLE:
-        print_tables(
-            [
-                counts_table("records", published.records),
-                counts_table("poison", published.poison_kinds),
-                counts_table("punctuations", published.punctuations),
-            ]
-        )
-    else:
-        print_json(
-            {
-                "schema_version": 1,
-                "records": dict(published.records),
-                "poison": dict(published.poison),
-                "poison_kinds": dict(published.poison_kinds),
-                "punctuations": dict(published.punctuations),
-                "first_time": published.first_time,
-                "last_time": published.last_time,
-                "end_time": published.end_time,
-            },
-            form,
-        )
-    return 0
+app.command(epilog=PRODUCE_EPILOG)(produce)
+app.command(epilog=BACKTEST_EPILOG)(backtest)
 
 
 @app.command(epilog="Example: [bold]tidemill status app.yaml -o json | jq .balances[/bold]. Exit 1: a balance is open.")
@@ -382,4 +334,6 @@ def _report_usage(error: Exception) -> int:
 
 def main() -> NoReturn:
     """The installed command."""
+    # Read once, when XGBoost is loaded: its threads would spin while they wait, and take the cores from the servers.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run())

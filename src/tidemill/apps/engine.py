@@ -15,24 +15,24 @@ import numpy as np
 from tidemill.apps.claims import Claims
 from tidemill.apps.cycle import Cycle, CycleReport
 from tidemill.apps.failpoints import failpoint
-from tidemill.apps.folding import ExampleFold
+from tidemill.apps.models import make_models
 from tidemill.apps.publishing import Publishing
 from tidemill.apps.roll_forward import RollForward
 from tidemill.apps.topics import ensure_output_topics
 from tidemill.config import Settings, config_digest
+from tidemill.core.feature_versions import declared_features
 from tidemill.core.features import FeaturePlan
 from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.records import Batch, Mark, Partition, Span
+from tidemill.core.roles import Roles
 from tidemill.io import kafka
 from tidemill.io.codec import WireCodec
 from tidemill.io.kafka_reader import LogReader
-from tidemill.io.polling import punctuation_of
+from tidemill.io.offered import punctuation_of
 from tidemill.io.redis_store import RedisStore
-from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.source import SourceBatch
 from tidemill.io.telemetry import Telemetry
 from tidemill.io.wire import InputDecoder
-from tidemill.models.learner import Learner
 
 TRAILING_HOLES_MAX = 4  # markers of a producer's transactions behind the last record, and room for more
 READS_MAX = 5  # of a second at most, until the few last records are there
@@ -74,26 +74,16 @@ class Engine:
         self._decoder = InputDecoder(spec)
         plan = FeaturePlan(spec)
         self._pipeline = Pipeline(spec, plan, WireCodec(spec, self._decoder))
-        self._store = RedisStore(settings.redis_url, spec.name, owner_slot=str(slot), config_digest=config_digest(spec))
-        self._store.check_server()
-        snapshots = SnapshotStore(settings.data_folder / "snapshots")
-        examples = LogReader(clients, self._pipeline.examples_topic, 0)
-        # A snapshot beyond the end of the log belongs to another log of the same name.
-        newest = snapshots.newest(spec.name, "learner", examples.end_offset(), plan.digest, on_refused=report)
-        self._learner = Learner(
-            spec.learner,
-            plan.numeric_names,
-            plan.category_names,
-            feature_digest=plan.digest,
-            default_probability=spec.default_probability,
-            snapshot=newest,
+        self._store = RedisStore(
+            settings.redis_url,
+            spec.name,
+            owner_slot=str(slot),
+            config_digest=config_digest(spec),
+            features=declared_features(spec),
         )
-        self._fold = ExampleFold(
-            reader=examples,
-            learner=self._learner,
-            snapshots=snapshots,
-            app=spec.name,
-            is_bounded=settings.worker.is_bounded,
+        self._store.check_server()
+        self._serving, self._fold = make_models(
+            settings, self._pipeline, clients, on_roles=self._say_roles, report=report
         )
         self._publishing = Publishing(
             client_settings=clients,
@@ -120,7 +110,7 @@ class Engine:
         self._cycle = Cycle(
             pipeline=self._pipeline,
             store=self._store,
-            scorer=self._learner,
+            scorer=self._serving,
             publisher=self._publishing,
             fold=self._fold,
             is_current=lambda: self._generation == self.current_generation,
@@ -136,7 +126,7 @@ class Engine:
         self._partition_count = -1
         self._number = 0
         self._records = 0
-        self.progress = Progress({}, None, 0, 0, self._learner.n)
+        self.progress = Progress({}, None, 0, 0, self._serving.n)
 
     def claim(self, partitions: frozenset[Partition], generation: int, group_metadata: object) -> dict[Partition, int]:
         """Own exactly these partitions from now on; the offset that each starts from."""
@@ -163,6 +153,11 @@ class Engine:
         self._publishing.group_metadata = source.group_metadata
         batch = self._decoder.decode(source.records, source.spans)
         self._run(batch)
+
+    def take_commands(self) -> None:
+        """Fold what has arrived while no records come: commands wait for an answer."""
+        if not self._is_bounded:
+            self._fold.take_arrived()
 
     def settle(self) -> bool:
         """Settle rows that are due while no records come; True when there was something to settle."""
@@ -209,7 +204,7 @@ class Engine:
         self._store.release(sorted(self._positions))
         self._publishing.close()
         self._report(
-            f"stopped at N = {self._learner.n} after {self._records} records, learner digest {self._learner.digest()}"
+            f"stopped at N = {self._serving.n} after {self._records} records, model digest {self._serving.digest()}"
         )
 
     def _run(self, batch: Batch) -> None:
@@ -231,6 +226,14 @@ class Engine:
             if report.outcome.commit.spans:
                 self._account(report)
 
+    def _say_roles(self, roles: Roles) -> None:
+        """A prepared version is at hand, or not: the issuer of its promotion waits for the answer."""
+        self._report(f"N = {self._serving.n}: champion {roles.champion}, challenger {roles.challenger or 'none'}")
+        if roles.challenger in self._serving.missing:
+            self._report(f"challenger {roles.challenger} refused: {self._serving.missing[roles.challenger]}")
+        elif roles.challenger:
+            self._store.mark_loaded(roles.challenger)
+
     def _account(self, report: CycleReport) -> None:
         commit = report.outcome.commit
         self._number += 1
@@ -244,14 +247,14 @@ class Engine:
             dead_letter_codes=report.dead_letter_codes,
             seconds_by_stage=report.seconds_by_stage,
             watermarks={p: mark.watermark for p, mark in report.marks.items()},
-            n=self._learner.n,
+            n=self._serving.n,
         )
         self._see(report.marks)
 
     def _see(self, marks: Mapping[Partition, Mark]) -> None:
         others = [mark.watermark for p, mark in marks.items() if p not in self._positions and mark.is_lagging]
         limit = min(others) + self._spec.max_skew_ms if others else None
-        self.progress = Progress(marks, limit, self._number, self._records, self._learner.n)
+        self.progress = Progress(marks, limit, self._number, self._records, self._serving.n)
 
     def _group_watermark(self) -> int:
         """The smallest watermark of all partitions of the app; -1 while one of them has shown nothing."""

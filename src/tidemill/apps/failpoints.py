@@ -3,6 +3,7 @@
 In: the name of the place that is passed. Out: nothing, unless the variable names it. Invariant: without the variable
 each pass costs one comparison.
 
+fill-replayed, fill-state, fill-rows, fill-switched: what a fill of features has done.
 F1 polled · F2 scored, script not sent · F4 script applied · F8 transaction committed, store not told.
 """
 

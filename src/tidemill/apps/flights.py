@@ -104,7 +104,7 @@ def publish(
         ConfigError: TM-1008 no data, TM-1009 the app lacks one of the topics.
         UnavailableError: TM-3010 Kafka did not take records, TM-3011 a topic is missing.
     """
-    topics = _topics_by_kind(app)
+    topics = topics_by_kind(app)
     records = {kind: found for kind, found in flight_records(until).items() if len(found.time)}
     if not records:
         raise ConfigError("TM-1008", f"no flight is scheduled before {until}; the data begins on 2013-01-01")
@@ -178,7 +178,7 @@ def _extras(poison: tuple[Poison, ...], first_time: int, last_time: int, end_tim
     return [*ordered, _Extra(end_time, 1, None, is_end=True)]
 
 
-def _topics_by_kind(app: AppSpec) -> dict[str, TopicSpec]:
+def topics_by_kind(app: AppSpec) -> dict[str, TopicSpec]:
     """The app's topics by the names of their schemas, whatever the topics are called."""
     found = {str(topic.schema["name"]).lower(): topic for topic in app.topics}
     if missing := [kind for kind in KINDS if kind not in found]:

@@ -1,19 +1,22 @@
-"""A worker folds the examples log into its learner.
+"""A worker folds the examples log into its models.
 
-In: the examples log, one partition. Out: the learner at N, snapshots on the way. Invariant: every worker applies the
+In: the examples log, one partition. Out: the models at N, snapshots on the way. Invariant: every worker applies the
 same records in the same order; N is the next offset to fold.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
+from tidemill.core.records import ExampleColumns
+from tidemill.core.roles import Roles
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.snapshots import SnapshotStore
-from tidemill.io.wire import decode_examples
-from tidemill.models.learner import Learner
+from tidemill.io.wire import FeatureShape, decode_examples
+from tidemill.models.serving import Serving
 
 READ_YOUR_WRITES_S = 0.05  # live: a later example is worth more than a late prediction
 OWN_EXAMPLES_S = 30.0  # bounded replay: our own committed examples must come; a broker that keeps them longer is down
@@ -28,19 +31,54 @@ class Message(Protocol):
     def offset(self) -> int: ...
 
 
+class ExampleHistory:
+    """Examples of the log once more: what a new version's learner is warmed up with."""
+
+    def __init__(self, client_settings: Mapping[str, Any], topic: str, expected: FeatureShape | None = None) -> None:
+        """`expected`: examples of other features are not learned."""
+        self._client_settings = client_settings
+        self._topic = topic
+        self._expected = expected
+
+    def __call__(self, start: int, end: int) -> ExampleColumns:
+        """The examples at offsets [start, end)."""
+        reader = LogReader(self._client_settings, self._topic, 0)
+        try:
+            reader.seek(max(start, reader.first_offset()))
+            messages: list[Message] = []
+            while reader.position < end:
+                messages += reader.read(until_offset=end, timeout_s=1.0, max_records=end - start)
+        finally:
+            reader.close()
+        values, offsets = [m.value() for m in messages], [m.offset() for m in messages]
+        return decode_examples(values, offsets, self._expected)[0]
+
+
 class ExampleFold:
     """Reads the log and folds it; one thread owns it."""
 
     def __init__(
-        self, *, reader: LogReader, learner: Learner, snapshots: SnapshotStore, app: str, is_bounded: bool
+        self,
+        *,
+        reader: LogReader,
+        serving: Serving,
+        snapshots: SnapshotStore,
+        app: str,
+        is_bounded: bool,
+        on_roles: Callable[[Roles], None],
+        expected: FeatureShape | None = None,
     ) -> None:
-        self._reader = reader
-        self._learner = learner
+        """`on_roles` hears the roles after every run of records with commands in it. `expected`: examples of other
+        features are passed over."""
+        self.reader = reader
+        self._serving = serving
         self._snapshots = snapshots
         self._app = app
         self._is_bounded = is_bounded
+        self._on_roles = on_roles
+        self._expected = expected
         self._own_next = 0  # the next offset after the last example that this worker published
-        reader.seek(learner.n)
+        reader.seek(serving.n)
 
     def expect(self, offset: int) -> None:
         """This worker published an example at `offset`."""
@@ -48,37 +86,44 @@ class ExampleFold:
 
     def catch_up(self) -> None:
         """Fold all that is in the log now (at start and after a claim)."""
-        self._fold_until(self._reader.end_offset(), deadline_s=None)
+        self._fold_until(self.reader.end_offset(), deadline_s=None)
 
     def __call__(self) -> None:
         """Fold at least the examples that this worker published, and what else has arrived.
 
         A bounded replay waits for its own examples without compromise: its N must not depend on the clock.
         """
-        if self._learner.n < self._own_next:
+        if self._serving.n < self._own_next:
             self._fold_until(self._own_next, OWN_EXAMPLES_S if self._is_bounded else READ_YOUR_WRITES_S)
         if not self._is_bounded:
-            messages = self._reader.read(until_offset=None, timeout_s=0.0, max_records=FOLD_RECORDS_MAX)
-            self._fold(messages, self._reader.position)
+            self.take_arrived()
+
+    def take_arrived(self) -> None:
+        """Fold what has arrived, without waiting."""
+        messages = self.reader.read(until_offset=None, timeout_s=0.0, max_records=FOLD_RECORDS_MAX)
+        self._fold(messages, self.reader.position)
 
     def _fold_until(self, offset: int, deadline_s: float | None) -> None:
         started = time.monotonic()
-        while self._learner.n < offset:
-            messages = self._reader.read(until_offset=offset, timeout_s=0.005, max_records=FOLD_RECORDS_MAX)
+        while self._serving.n < offset:
+            messages = self.reader.read(until_offset=offset, timeout_s=0.005, max_records=FOLD_RECORDS_MAX)
             # N stops exactly at the offset asked for, whatever markers the reader has already passed behind it.
-            self._fold(messages, min(self._reader.position, offset))
-            if deadline_s is not None and self._learner.n < offset and time.monotonic() - started > deadline_s:
+            self._fold(messages, min(self.reader.position, offset))
+            if deadline_s is not None and self._serving.n < offset and time.monotonic() - started > deadline_s:
                 if self._is_bounded:
                     raise UnavailableError(
                         "TM-3020",
                         f"examples log: offset {offset} was committed but cannot be read after {deadline_s:.0f} s "
-                        f"(read up to {self._learner.n}); check the broker, then start the worker again",
+                        f"(read up to {self._serving.n}); check the broker, then start the worker again",
                     )
                 return
 
     def _fold(self, messages: list[Message], offset_next: int) -> None:
-        if offset_next <= self._learner.n:
+        if offset_next <= self._serving.n:
             return
-        examples, _commands = decode_examples([m.value() for m in messages], [m.offset() for m in messages])
-        for snapshot in self._learner.fold(examples, offset_next):
-            self._snapshots.put(self._app, "learner", snapshot)
+        values, offsets = [m.value() for m in messages], [m.offset() for m in messages]
+        examples, commands = decode_examples(values, offsets, self._expected)
+        for snapshot in self._serving.fold(examples, commands, offset_next):
+            self._snapshots.put(self._app, snapshot)
+        if commands:
+            self._on_roles(self._serving.roles)

@@ -19,7 +19,7 @@ from tidemill.apps.results import Quality
 from tidemill.core.metrics import RunningMetrics, auc, constant_at_delay, log_loss, no_change_at_delay
 from tidemill.core.records import Float64s, Outcome, Partition
 from tidemill.io.kafka_reader import LogReader
-from tidemill.io.outputs import decode
+from tidemill.io.wire import decode, without_commands
 
 READ_RECORDS_MAX = 20_000  # per look and log: a view that is behind catches up within some looks
 DAY_MS = 86_400_000
@@ -97,7 +97,7 @@ class ExampleFollower:
         messages = self._reader.read(until_offset=None, timeout_s=0.0, max_records=READ_RECORDS_MAX)
         if not messages:
             return False
-        columns = decode("example.v1", _values(messages))
+        columns = decode("example.v1", without_commands(_values(messages)))
         columns = columns.filter(pc.equal(columns.column("kind"), "example"))
         self.examples += columns.num_rows
         # A label that came before its own event is no measure of a prediction.

@@ -17,9 +17,11 @@ from typing import Any, Literal
 from tidemill.apps.engine import worker_group
 from tidemill.apps.publishing import offset_metadata
 from tidemill.config import Settings, config_digest
+from tidemill.core.feature_versions import compare_features, declared_features
 from tidemill.core.records import Partition
 from tidemill.errors import ModelRefusedError, StateLostError, TidemillError
 from tidemill.io import kafka
+from tidemill.io.fill_store import FillStore
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
 from tidemill.io.slices import unpack_slice
@@ -86,14 +88,27 @@ def accept_configuration(settings: Settings) -> None:
     """From now on the store belongs to workers of this configuration.
 
     Raises:
-        RefusedError: TM-4301, the group has living members.
+        RefusedError: TM-4301, the group has living members; TM-4303, the features changed: their state must be filled.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
     clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
     group = worker_group(settings.app.name)
     refuse_living_members(kafka.living_members(clients, group), group)
+    fill_store = FillStore(settings.redis_url, settings.app.name)
+    _, features = fill_store.in_force()
+    fill_store.close()
+    if features is not None and not compare_features(features, settings.app).is_same:
+        raise RefusedError(
+            "TM-4303",
+            f"app {settings.app.name}: the features are not those of the store's state; raise the `version` of each "
+            "group that changed and run `tidemill features fill`, which accepts the configuration too",
+        )
     store = RedisStore(
-        settings.redis_url, settings.app.name, owner_slot="reset", config_digest=config_digest(settings.app)
+        settings.redis_url,
+        settings.app.name,
+        owner_slot="reset",
+        config_digest=config_digest(settings.app),
+        features=declared_features(settings.app),
     )
     store.set_config()
     store.close()

@@ -13,13 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.core.labels import EventEntry
-from tidemill.core.merge import Offered, TimeOrderedMerge
+from tidemill.core.merge import TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.ports import Conflict, Store
 from tidemill.core.records import Batch, Commit, Partition, Span
+from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
 from tidemill.io.kafka_reader import LogReader, read_topic
-from tidemill.io.polling import punctuation_of
+from tidemill.io.offered import offered
 from tidemill.io.source import SourceRecord
 from tidemill.io.wire import InputDecoder, decode
 
@@ -38,12 +39,6 @@ class PublishedPredictions:
         rows = [self._row_of[event.topic_index, event.partition, event.offset] for event in events]
         taken = self._rows.take(pa.array(rows, pa.int64())).combine_chunks().to_batches()
         return taken[0] if taken else pa.RecordBatch.from_pylist([], schema=SERVED)
-
-
-def _offered(message: Any) -> Offered:
-    time, is_end = punctuation_of(message) if message.value() is None else (None, False)
-    stamp = message.timestamp()[1]
-    return Offered(stamp if time is None else time, message.offset(), message, time is not None, is_end)
 
 
 class RollForward:
@@ -72,7 +67,7 @@ class RollForward:
         served = self._published(ranges)
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
-        for number, batch in enumerate(self._batches(ranges)):
+        for number, batch in enumerate(read_merged(self._client_settings, self._pipeline.spec, self._decoder, ranges)):
             turn = Turn(batch, group_watermark=-1, owned=owned, worker="roll-forward", number=number)
             while True:
                 reads = self._pipeline.reads(turn)
@@ -84,35 +79,6 @@ class RollForward:
         holes = {p: Span(applied[p], end, -1, False) for p, (_, end) in ranges.items() if applied[p] < end}
         if holes:
             self._store.commit(Commit(spans=holes))
-
-    def _batches(self, ranges: Mapping[Partition, tuple[int, int]]) -> Iterator[Batch]:
-        topics = self._pipeline.spec.topics
-        merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=False)
-        index_of = {topic.name: index for index, topic in enumerate(topics)}
-        readers: dict[Partition, LogReader] = {}
-        for partition, (start, _) in ranges.items():
-            readers[partition] = LogReader(self._client_settings, partition.topic, partition.number)
-            readers[partition].seek(start)
-            merge.add_partition(index_of[partition.topic], partition.number, start)
-        while True:
-            unfinished = set()
-            for partition, reader in readers.items():
-                place, end = (index_of[partition.topic], partition.number), ranges[partition][1]
-                if reader.position >= end:
-                    continue
-                unfinished.add(place)
-                if merge.buffered(place) < READ_RECORDS_MAX:
-                    messages = reader.read(until_offset=end, timeout_s=0.05, max_records=READ_RECORDS_MAX)
-                    merge.offer(*place, [_offered(message) for message in messages])
-            cut = merge.take(self._pipeline.spec.batch_records, limit=None, lagging=unfinished)
-            if cut is not None:
-                records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
-                spans = {Partition(topics[at].name, number): span for (at, number), span in cut.spans.items()}
-                yield self._decoder.decode(records, spans)
-            elif not unfinished:
-                break
-        for reader in readers.values():
-            reader.close()
 
     def _published(self, ranges: Mapping[Partition, tuple[int, int]]) -> PublishedPredictions:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
@@ -130,3 +96,39 @@ class RollForward:
             served = found.select(SERVED.names).take(pa.array(keep, pa.int64())).cast(SERVED)
             tables.append(pa.Table.from_batches([served]))
         return PublishedPredictions(pa.concat_tables(tables) if tables else SERVED.empty_table(), sources)
+
+
+def read_merged(
+    client_settings: Mapping[str, Any],
+    spec: AppSpec,
+    decoder: InputDecoder,
+    ranges: Mapping[Partition, tuple[int, int]],
+) -> Iterator[Batch]:
+    """The records of every range [start, end) of the inputs in merged order, in batches."""
+    topics = spec.topics
+    merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=False)
+    index_of = {topic.name: index for index, topic in enumerate(topics)}
+    readers: dict[Partition, LogReader] = {}
+    for partition, (start, _) in ranges.items():
+        readers[partition] = LogReader(client_settings, partition.topic, partition.number)
+        readers[partition].seek(start)
+        merge.add_partition(index_of[partition.topic], partition.number, start)
+    while True:
+        unfinished = set()
+        for partition, reader in readers.items():
+            place, end = (index_of[partition.topic], partition.number), ranges[partition][1]
+            if reader.position >= end:
+                continue
+            unfinished.add(place)
+            if merge.buffered(place) < READ_RECORDS_MAX:
+                messages = reader.read(until_offset=end, timeout_s=0.05, max_records=READ_RECORDS_MAX)
+                merge.offer(*place, [offered(message, message.offset()) for message in messages])
+        cut = merge.take(spec.batch_records, limit=None, lagging=unfinished)
+        if cut is not None:
+            records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
+            spans = {Partition(topics[at].name, number): span for (at, number), span in cut.spans.items()}
+            yield decoder.decode(records, spans)
+        elif not unfinished:
+            break
+    for reader in readers.values():
+        reader.close()

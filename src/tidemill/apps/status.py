@@ -19,7 +19,7 @@ from tidemill.core.rows import RowState
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import RedisStore
-from tidemill.io.wire import decode
+from tidemill.io.wire import decode, without_commands
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,8 @@ def read_status(settings: Settings, *, with_digest: bool = False) -> Status:
     for messages in read_topic(clients, f"{app.name}.predictions.v1"):
         published["prediction"] += len(messages)
     for messages in read_topic(clients, f"{app.name}.examples.v1"):
-        published.update(decode("example.v1", [m.value() for m in messages]).column("kind").to_pylist())
+        examples = without_commands([m.value() for m in messages])
+        published.update(decode("example.v1", examples).column("kind").to_pylist())
     store = RedisStore(settings.redis_url, app.name, owner_slot="status", config_digest=config_digest(app))
     rows = {RowState(state).name.lower(): count for state, count in store.row_counts().items()}
     return Status(

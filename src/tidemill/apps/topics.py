@@ -19,6 +19,13 @@ TOPIC_CONFIG = {
     "max.message.bytes": str(kafka.MESSAGE_BYTES_MAX),
 }
 
+COMPACTED_CONFIG = TOPIC_CONFIG | {"cleanup.policy": "compact"}
+
+
+def metrics_topic(app: AppSpec) -> str:
+    """The monitor's rows: the newest value of a key is what counts."""
+    return f"{app.name}.metrics.v1"
+
 
 def output_topics(app: AppSpec) -> dict[str, int]:
     """Partition counts of the topics that Tidemill writes, by name."""
@@ -49,10 +56,15 @@ def ensure_app_topics(settings: Settings) -> list[str]:
     return _ensure(settings, app_topics(settings.app))
 
 
-def _ensure(settings: Settings, topics: Mapping[str, int]) -> list[str]:
+def ensure_metrics_topic(settings: Settings) -> None:
+    """Create what the monitor writes, if it is missing."""
+    _ensure(settings, {metrics_topic(settings.app): 1}, COMPACTED_CONFIG)
+
+
+def _ensure(settings: Settings, topics: Mapping[str, int], config: Mapping[str, str] = TOPIC_CONFIG) -> list[str]:
     assert settings.bootstrap_servers is not None
     clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
-    return kafka.ensure_topics(clients, topics, TOPIC_CONFIG)
+    return kafka.ensure_topics(clients, topics, config)
 
 
 def refuse_used_topics(settings: Settings) -> None:

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tidemill.apps.engine import Engine, worker_group
+from tidemill.apps.garbage_collection import collect_rarely
 from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
 from tidemill.core.records import Partition
@@ -49,6 +50,7 @@ class Worker:
         self.group_id = worker_group(settings.app.name)
         self.group_instance_id = f"tidemill.{settings.app.name}.worker.{self._slot.number}"
         self.batch_records = settings.app.batch_records
+        self.batch_span_ms = settings.app.batch_span_ms
         self.is_bounded = settings.worker.is_bounded
         self.max_idle_s = settings.worker.max_idle_s
         self.data_folder = settings.data_folder
@@ -67,6 +69,7 @@ class Worker:
             loop.add_signal_handler(number, self._stop.set)
         self._engine = await self._in_compute(Engine, self._settings, slot=self._slot.number, report=self._report)
         app, topic = make_faust_app(self, web_port=web_port)
+        collect_rarely()
         self._watchdog = Watchdog(self._settings.worker.stall_after_s)
 
         @app.agent(topic)
@@ -180,6 +183,7 @@ class Worker:
                     polling.set_limit(self._engine.progress.group_limit)
                 elif time.monotonic() - max(self._last_batch, settled_at) > SETTLE_EVERY_S:
                     async with self._busy:
+                        await self._in_compute(self._engine.take_commands)
                         if not self.is_bounded:
                             patience = self._settings.worker.idle_after_s
                             await self._in_compute(self._engine.pass_time, polling.ends, idle_after_s=patience)

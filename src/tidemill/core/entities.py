@@ -24,9 +24,18 @@ def entity_texts(columns: pa.RecordBatch, fields: tuple[str, ...]) -> pa.Array:
         return pa.repeat(pa.scalar("", pa.string()), columns.num_rows)
     parts = [columns.column(field).cast(pa.string()) for field in fields]
     if len(parts) > 1:
-        return pc.binary_join_element_wise(*parts, SEPARATOR)
+        return _unambiguous(pc.binary_join_element_wise(*parts, SEPARATOR), parts)
     is_missing = pc.equal(parts[0], MISSING_ENTITY)
     return pc.if_else(is_missing, None, parts[0]) if is_missing.true_count else parts[0]
+
+
+def _unambiguous(joined: pa.Array, parts: Sequence[pa.Array]) -> pa.Array:
+    """Where a value holds the separator itself, the text ends with the lengths of the values: no two read alike."""
+    has_more = pc.greater(pc.count_substring(joined, SEPARATOR), len(parts) - 1)
+    if not has_more.true_count:
+        return joined
+    lengths = [pc.utf8_length(part).cast(pa.string()) for part in parts]
+    return pc.if_else(has_more, pc.binary_join_element_wise(joined, *lengths, SEPARATOR), joined)
 
 
 def texts_with_missing(texts: pa.Array) -> list[str]:

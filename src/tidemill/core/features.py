@@ -9,7 +9,7 @@ a delta is a function of its record alone (label-made: and of the entities of it
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,21 +17,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tidemill.core.asking import Queries, Updates
+from tidemill.core.calendar import calendar_parts, has_calendar
 from tidemill.core.entities import Coded, encode, entity_texts, texts_as_kept, texts_with_missing
 from tidemill.core.feature_plan import (
     LABEL_VALUE,
     GroupPlan,
-    PaneFeature,
     category_features,
     feature_digest,
     label_groups,
     numeric_features,
     plan_groups,
 )
-from tidemill.core.latest import StoredEntries, latest_deltas, read_latest
-from tidemill.core.panes import MergedDeltas, PaneReader, merged_deltas, pane_deltas, stored_cells, stored_totals
-from tidemill.core.records import Batch, FeatureBatch, Float32s, Float64s, Int64s, LatestDelta, PaneDelta
-from tidemill.core.spec import AppSpec
+from tidemill.core.latest import StoredEntries, fill_latest, latest_deltas
+from tidemill.core.pane_features import fill_pane_features
+from tidemill.core.records import Batch, FeatureBatch, Int64s, LatestDelta, PaneDelta
+from tidemill.core.sources import Source, numbers_of
+from tidemill.core.spec import AppSpec, FeatureSpec
 from tidemill.core.state import WORD_BYTES
 from tidemill.errors import ConfigError, InvariantError
 
@@ -67,26 +68,6 @@ class LabelRows:
     entities: Sequence[tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """Records of one topic that feed features, with their places; columns None = no records.
-
-    values: numeric fields read so far, and from the start the label as LABEL_VALUE.
-    """
-
-    position: Int64s
-    time: Int64s
-    partition: Int32s
-    offset: Int64s
-    columns: pa.RecordBatch | None
-    values: dict[str, Float64s] = field(default_factory=dict)
-
-    def numbers(self, name: str) -> Float64s:
-        if name not in self.values:
-            self.values[name] = np.zeros(0) if self.columns is None else _numbers(self.columns, name)
-        return self.values[name]
-
-
 class FeaturePlan:
     """How one app's features are computed; made once from its declaration and never changed.
 
@@ -102,7 +83,8 @@ class FeaturePlan:
         self.label_groups = label_groups(spec)
         self._groups = tuple(sorted(plan_groups(spec), key=lambda group: group.key_prefix))
         self._fields = tuple((at, str(one.field)) for at, one in enumerate(numeric) if one.kind == "field")
-        self._categories = tuple(str(one.field) for one in categories)
+        self._calendar = tuple((at, one) for at, one in enumerate(numeric) if one.kind == "calendar")
+        self._categories = categories
         self._event_topic = next(topic.name for topic in spec.topics if topic.role == "event")
         self._label_topic = next(topic.name for topic in spec.topics if topic.role == "label")
 
@@ -114,7 +96,7 @@ class FeaturePlan:
         keys: list[str] = []
         for group in self._groups:
             texts = pc.unique(entity_texts(found.columns, group.entity)).drop_null().to_pylist()
-            if group.panes:
+            if group.words:
                 keys += [group.key_prefix + text for text in texts]
             for series in group.latest:
                 keys += [series.key_prefix + text for text in texts]
@@ -146,7 +128,9 @@ class FeaturePlan:
         # A mean of nothing without a prior is NaN on purpose, and a float64 beyond float32 becomes infinite.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for column, name in self._fields:
-                numeric[:, column] = _numbers(events.columns, name)
+                numeric[:, column] = numbers_of(events.columns, name)
+            for column, one in self._calendar:
+                numeric[:, column] = np.where(has_calendar(events.time), _calendar_of(one, events), np.nan)
             for group in self._groups:
                 coded = encode(self._entity_lists(group, events, joined, sources))
                 queries = Queries.of(coded.codes[0], events.row_index, events.time)
@@ -154,25 +138,27 @@ class FeaturePlan:
                     topic: _updates(code, sources[topic])
                     for topic, code in zip(group.topics, coded.codes[1:], strict=True)
                 }
-                if group.panes:
+                if group.words:
                     words = _words(group, _stored(stored, group.key_prefix, coded, queries))
-                    pane_deltas += _pane_features(group, coded, queries, words, updates, sources, numeric)
+                    pane_deltas += fill_pane_features(group, coded, queries, words, updates, sources, numeric)
                 for series in group.latest:
                     entries = StoredEntries.of(series, _stored(stored, series.key_prefix, coded, queries))
                     fed = updates[series.topic]
-                    values = np.stack([sources[series.topic].numbers(name)[fed.row] for name in series.fields], axis=1)
-                    numeric[:, series.columns] = read_latest(entries, queries, fed, values)
+                    values = np.empty((len(fed), len(series.fields)))
+                    for at, name in enumerate(series.fields):
+                        values[:, at] = sources[series.topic].numbers(name)[fed.row]
+                    fill_latest(series, entries, queries, fed, values, numeric)
                     latest += latest_deltas(series, fed, values, coded.texts, coded.rank)
         # Pane deltas are in order, because groups are; the keys of latest entries interleave across groups.
         latest.sort(key=lambda delta: delta.key)
         return FeatureBatch(numeric, self._category_columns(events)), tuple(pane_deltas), tuple(latest)
 
-    def _sources(self, batch: Batch, events: EventRows, joined: LabelRows) -> dict[str, _Source]:
-        sources: dict[str, _Source] = {}
+    def _sources(self, batch: Batch, events: EventRows, joined: LabelRows) -> dict[str, Source]:
+        sources: dict[str, Source] = {}
         for topic in dict.fromkeys(topic for group in self._groups for topic in group.topics):
             if topic == self._label_topic:
                 label = {LABEL_VALUE: joined.label.astype(np.float64)}
-                sources[topic] = _Source(
+                sources[topic] = Source(
                     joined.row_index, joined.time, joined.partition, joined.offset, joined.columns, label
                 )
                 continue
@@ -181,11 +167,11 @@ class FeaturePlan:
             columns = found.columns if found is not None else None
             if topic == self._event_topic:
                 at, columns = events.row_index, events.columns
-            sources[topic] = _Source(at, batch.time[at], batch.partition[at], batch.offset[at], columns)
+            sources[topic] = Source(at, batch.time[at], batch.partition[at], batch.offset[at], columns)
         return sources
 
     def _entity_lists(
-        self, group: GroupPlan, events: EventRows, joined: LabelRows, sources: Mapping[str, _Source]
+        self, group: GroupPlan, events: EventRows, joined: LabelRows, sources: Mapping[str, Source]
     ) -> list[pa.Array]:
         """Entity texts of the events, then of the records of each topic that feeds the group."""
         of_events = entity_texts(events.columns, group.entity)
@@ -201,18 +187,22 @@ class FeaturePlan:
         return lists
 
     def _category_columns(self, events: EventRows) -> tuple[tuple[str, ...], ...]:
-        return tuple(
-            tuple(events.columns.column(name).cast(pa.string()).fill_null("").to_pylist()) for name in self._categories
-        )
+        return tuple(tuple(_category_texts(one, events).to_pylist()) for one in self._categories)
 
 
-def _numbers(columns: pa.RecordBatch, name: str) -> Float64s:
-    """A numeric field as float64; null and every NaN are the one NaN, because its bits are stored."""
-    values = columns.column(name).cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return np.where(np.isnan(values), np.nan, values)
+def _calendar_of(feature: FeatureSpec, events: EventRows) -> Int64s:
+    assert feature.part is not None  # config_models.py: a calendar names its part
+    return calendar_parts(events.time, feature.part, feature.zone)
 
 
-def _updates(code: Int64s, source: _Source) -> Updates:
+def _category_texts(feature: FeatureSpec, events: EventRows) -> pa.Array:
+    if feature.part is None:
+        return events.columns.column(str(feature.field)).cast(pa.string()).fill_null("")
+    texts = pa.array(_calendar_of(feature, events)).cast(pa.string())
+    return pc.if_else(pa.array(has_calendar(events.time)), texts, "")
+
+
+def _updates(code: Int64s, source: Source) -> Updates:
     return Updates.of(
         code=code, position=source.position, time=source.time, partition=source.partition, offset=source.offset
     )
@@ -233,41 +223,9 @@ def _words(group: GroupPlan, stored: Sequence[bytes]) -> Int64s:
     size = group.words * WORD_BYTES
     if max(map(len, stored), default=0) > size:
         raise ConfigError(
-            "TM-1053",
+            "TM-1054",
             f"stored panes of {group.key_prefix} are longer than the {group.words} words that its features declare;"
             " they were stored under another declaration: raise the group's version",
         )
     padded = b"".join([content.ljust(size, b"\0") for content in (*stored, b"")])
     return np.frombuffer(padded, dtype=">i8").astype(np.int64).reshape(len(stored) + 1, group.words)
-
-
-def _pane_features(
-    group: GroupPlan,
-    coded: Coded,
-    queries: Queries,
-    words: Int64s,
-    updates: Mapping[str, Updates],
-    sources: Mapping[str, _Source],
-    numeric: Float32s,
-) -> list[PaneDelta]:
-    """Fill the columns of the group's counts and means; returns the deltas of the group in order."""
-    readers = {topic: PaneReader.of(queries, fed) for topic, fed in updates.items()}
-    merged: list[MergedDeltas] = []
-    for series in group.panes:
-        fed = updates[series.topic]
-        values = None if series.value is None else sources[series.topic].numbers(series.value)[fed.row]
-        cells = stored_cells(values, series.unit, len(fed))
-        totals = stored_totals(series, words, queries) + readers[series.topic].totals(series, cells)
-        for feature in series.features:
-            numeric[:, feature.column] = _read(totals, feature, series.unit)
-        merged.append(merged_deltas(series, fed, cells))
-    return pane_deltas(merged, [group.key_prefix + text for text in coded.texts], coded.rank, group.words)
-
-
-def _read(totals: Int64s, feature: PaneFeature, unit: float) -> Float64s:
-    """The only float operations on state: a count as it is, or (sum * unit + prior * weight) / (n + weight)."""
-    if not feature.is_mean:
-        return totals[:, 0].astype(np.float64)
-    weight = totals[:, 0] + feature.prior_weight
-    mean = (totals[:, 1] * unit + feature.prior * feature.prior_weight) / weight
-    return np.where(weight == 0, np.nan, mean)

@@ -11,6 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,12 +34,14 @@ def label_values(spec: LabelSpec, columns: pa.RecordBatch) -> npt.NDArray[np.int
 
 
 def _holds(condition: Condition, column: pa.Array) -> pa.Array:
+    # Whole numbers are compared as such: a float64 does not hold the largest ones, and Arrow then refuses all.
+    is_whole = pa.types.is_integer(column.type)
     if condition.above is not None:
-        return pc.greater(column, condition.above)
+        return pc.greater(column, floor(condition.above) if is_whole else condition.above)
     if condition.at_least is not None:
-        return pc.greater_equal(column, condition.at_least)
+        return pc.greater_equal(column, ceil(condition.at_least) if is_whole else condition.at_least)
     if condition.below is not None:
-        return pc.less(column, condition.below)
+        return pc.less(column, ceil(condition.below) if is_whole else condition.below)
     if condition.one_of is not None:
         return pc.is_in(column, value_set=pa.array(condition.one_of, column.type))
     return pc.equal(column, pa.scalar(condition.equals, column.type))
@@ -327,3 +330,20 @@ def label_record(tail: bytes) -> dict[str, Any]:
     """The plain fields of a label that waited for its event; null ones and nested ones are absent."""
     fields: dict[str, Any] = json.loads(tail)
     return fields
+
+
+def columns_of_labels(joins: Sequence[Join], of_batch: pa.RecordBatch | None, schema: pa.Schema) -> pa.RecordBatch:
+    """The label records of the joins, in their order: from the batch, or from rows that waited."""
+    waited = [label_record(join.label_tail) for join in joins if join.label_tail is not None]
+    if not waited:
+        orders = pa.array([join.label_order for join in joins], pa.int64())
+        return pa.RecordBatch.from_pylist([], schema=schema) if of_batch is None else of_batch.take(orders)
+    stored = pa.RecordBatch.from_pylist(waited, schema=schema)
+    if of_batch is None:
+        return stored
+    of_stored = iter(range(stored.num_rows))
+    picks = [
+        next(of_stored) if join.label_tail is not None else stored.num_rows + join.label_order for join in joins
+    ]  # fmt: skip
+    both = pa.Table.from_batches([stored, of_batch.cast(schema)]).combine_chunks()
+    return both.take(pa.array(picks, pa.int64())).to_batches()[0]

@@ -1,8 +1,8 @@
 """The latest values of a topic as of each event, and the entries that records leave.
 
 In: stored entries of entities, queries, updates with their values. Out: values per query; entries to insert.
-Invariant: an event reads the newest entry by (time, partition, offset) that is not after its time, of the state as read
-and of the updates before it.
+Invariant: an event reads the newest entries by (time, partition, offset) that are not after its time, of the state as
+read and of the updates before it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tidemill.core.asking import Ordered, Queries, Updates, in_order, seen_stragglers
+from tidemill.core.asking import Bools, Ordered, Queries, Updates, in_order, seen_stragglers
 from tidemill.core.feature_plan import LatestSeries
-from tidemill.core.records import Float64s, Int64s, LatestDelta
+from tidemill.core.records import Float32s, Float64s, Int64s, LatestDelta
 from tidemill.core.state import ENTRY_HEAD, WORD_BYTES
 
 _NEVER = np.iinfo(np.int64).max
@@ -37,53 +37,123 @@ class StoredEntries:
         words[:, :, 0][np.arange(series.capacity)[None, :] >= counts[:, None]] = _NEVER
         return StoredEntries(words)
 
-    def newest(self, queries: Queries) -> tuple[Int64s, Int64s]:
-        """For each query its entry (queries, words), and the places (queries,) where there is one."""
+    def at(self, queries: Queries, back: Int64s) -> tuple[Int64s, Bools]:
+        """For each query the entry `back` places after its newest one (queries, words), and whether there is one."""
         is_visible = self.words[:, :, 0][queries.code] <= queries.time[:, None]
-        entries: Int64s = self.words[queries.code, is_visible.argmax(axis=1)]
-        return entries, np.flatnonzero(is_visible.any(axis=1))
+        place = is_visible.argmax(axis=1) + back  # what follows a visible entry is older, or an empty place
+        last = self.words.shape[1] - 1
+        entries: Int64s = self.words[queries.code, np.minimum(place, last)]
+        return entries, is_visible.any(axis=1) & (place <= last) & (entries[:, 0] != _NEVER)
 
 
-def read_latest(stored: StoredEntries, queries: Queries, updates: Updates, values: Float64s) -> Float64s:
-    """The values that each query sees, shape (queries, fields), NaN = none. `values` has a row per update."""
-    entries, found = stored.newest(queries)
-    result = np.full((len(queries.code), values.shape[1]), np.nan)
-    result[found] = np.ascontiguousarray(entries[found, ENTRY_HEAD:]).view(np.float64)
-    if not len(updates):
-        return result
-    update = _newest_update(queries, updates)
-    fed = np.flatnonzero(update >= 0)
-    update = update[fed]
-    known = np.full((len(queries.code), ENTRY_HEAD), -1, dtype=np.int64)  # older than any entry
-    known[found] = entries[found, :ENTRY_HEAD]
-    known = known[fed]
-    is_newer = updates.time[update] > known[:, 0]
-    tied = updates.time[update] == known[:, 0]
-    partition, offset = updates.partition[update], updates.offset[update]
-    is_newer |= tied & ((partition > known[:, 2]) | ((partition == known[:, 2]) & (offset > known[:, 3])))
-    result[fed[is_newer]] = values[update[is_newer]]
-    return result
+def fill_latest(
+    series: LatestSeries,
+    stored: StoredEntries,
+    queries: Queries,
+    updates: Updates,
+    values: Float64s,
+    numeric: Float32s,
+) -> None:
+    """Fill the columns of the series: fields of entries, NaN = none, and ages in seconds. `values`: a row per update.
+
+    State and batch are two lists from new to old; the newer head of both is taken as often as the deepest column needs.
+    """
+    heads = _UpdateHeads.of(queries, updates) if len(updates) else None
+    taken = np.zeros(len(queries.code), dtype=np.int64)  # stored entries that were passed
+    for back in range(max(read.back for read in series.reads) + 1):
+        entries, is_found = stored.at(queries, taken)
+        is_newer = np.zeros(len(is_found), dtype=np.bool_)
+        newest = np.full((len(is_found), values.shape[1]), np.nan)
+        newest[is_found] = np.ascontiguousarray(entries[is_found, ENTRY_HEAD:]).view(np.float64)
+        time = np.where(is_found, entries[:, 0], -1)
+        if heads is not None:
+            head = heads.take()
+            is_newer = (head >= 0) & (~is_found | _is_after(updates, head, entries))
+            newest[is_newer] = values[head[is_newer]]
+            time[is_newer] = updates.time[head[is_newer]]
+            heads.put_back(~is_newer)
+        for read in series.reads:
+            if read.back == back and read.place is not None:
+                numeric[:, read.column] = newest[:, read.place]
+            elif read.back == back:
+                numeric[:, read.column] = np.where(time >= 0, (queries.time - time) / 1_000, np.nan)
+        taken += is_found & ~is_newer
 
 
-def _newest_update(queries: Queries, updates: Updates) -> Int64s:
-    """The place of the newest update that each query sees, -1 = none."""
-    rank = updates.rank()
-    fits = in_order(updates.code, rank)
-    places = np.flatnonzero(fits)
-    ordered = Ordered.of(queries, updates if len(places) == len(fits) else updates.take(places))
-    last = ordered.end_before(queries.time + 1) - 1
-    is_found = last >= ordered.before(np.full_like(queries.time, ordered.time_start))
-    best = np.where(is_found, rank[places[last]], -1)
-    if len(places) < len(fits):
-        late = np.flatnonzero(~fits)
-        stragglers, late_rank = updates.take(late), rank[late]
-        for part, is_before in seen_stragglers(queries, stragglers):
-            is_seen = is_before & (stragglers.time[None, part] <= queries.time[:, None])
-            best = np.maximum(best, np.where(is_seen, late_rank[None, part], -1).max(axis=1))
-    place_of = np.empty(len(rank) + 1, dtype=np.int64)
-    place_of[rank] = np.arange(len(rank))
-    place_of[-1] = -1
-    return place_of[best]
+def _is_after(updates: Updates, place: Int64s, entries: Int64s) -> Bools:
+    """Is the update at `place` newer than the entry, by (time, partition, offset)?"""
+    is_after: Bools = updates.time[place] > entries[:, 0]
+    tied = updates.time[place] == entries[:, 0]
+    partition, offset = updates.partition[place], updates.offset[place]
+    is_after |= tied & ((partition > entries[:, 2]) | ((partition == entries[:, 2]) & (offset > entries[:, 3])))
+    return is_after
+
+
+@dataclass(slots=True)
+class _UpdateHeads:
+    """For each query the updates that it sees, from new to old, one at a time.
+
+    first, last: what is left of those in the order of time, as places in `ordered_rank`. below: ranks left of the
+    others. head: rank of the update that was taken.
+    """
+
+    queries: Queries
+    place_of: Int64s  # of a rank; that of rank -1 is -1
+    ordered_rank: Int64s
+    stragglers: Updates
+    straggler_rank: Int64s
+    first: Int64s
+    last: Int64s
+    below: Int64s
+    head: Int64s
+    is_ordered: Bools
+
+    @staticmethod
+    def of(queries: Queries, updates: Updates) -> _UpdateHeads:
+        rank = updates.rank()
+        fits = in_order(updates.code, rank)
+        places, late = np.flatnonzero(fits), np.flatnonzero(~fits)
+        ordered = Ordered.of(queries, updates if len(places) == len(fits) else updates.take(places))
+        place_of = np.empty(len(rank) + 1, dtype=np.int64)
+        place_of[rank] = np.arange(len(rank))
+        place_of[-1] = -1
+        count = len(queries.code)
+        return _UpdateHeads(
+            queries,
+            place_of,
+            rank[places],
+            updates.take(late),
+            rank[late],
+            first=ordered.before(np.full_like(queries.time, ordered.time_start)),
+            last=ordered.end_before(queries.time + 1) - 1,
+            below=np.full(count, len(rank), dtype=np.int64),
+            head=np.full(count, -1, dtype=np.int64),
+            is_ordered=np.zeros(count, dtype=np.bool_),
+        )
+
+    def take(self) -> Int64s:
+        """The place of the newest update that is left of each query, -1 = none; it is left no longer."""
+        if len(self.ordered_rank):
+            self.head = np.where(self.last >= self.first, self.ordered_rank[self.last], -1)
+        else:
+            self.head = np.full(len(self.first), -1, dtype=np.int64)
+        self.is_ordered = self.head >= 0
+        if len(self.stragglers):
+            newest = np.full(len(self.head), -1, dtype=np.int64)
+            for part, is_before in seen_stragglers(self.queries, self.stragglers):
+                rank = self.straggler_rank[None, part]
+                is_seen = is_before & (self.stragglers.time[None, part] <= self.queries.time[:, None])
+                newest = np.maximum(newest, np.where(is_seen & (rank < self.below[:, None]), rank, -1).max(axis=1))
+            self.is_ordered = self.head > newest
+            self.head = np.maximum(self.head, newest)
+        self.last = self.last - self.is_ordered
+        return self.place_of[self.head]
+
+    def put_back(self, is_back: Bools) -> None:
+        """Leave the taken updates of these queries for the next time."""
+        self.last = self.last + (self.is_ordered & is_back)
+        is_gone = (self.head >= 0) & ~self.is_ordered & ~is_back
+        self.below = np.where(is_gone, self.head, self.below)
 
 
 def latest_deltas(

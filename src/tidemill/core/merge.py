@@ -16,6 +16,7 @@ from tidemill.core.records import Span
 
 RANKS = {"context": 0, "label": 1, "event": 2}  # of equal times: what is known first, then what is asked
 PUNCTUATION_RANK = 3
+_ENDLESS = 2**62
 
 Place = tuple[int, int]  # (topic index, partition)
 
@@ -71,7 +72,9 @@ class TimeOrderedMerge:
     out_of_order: records that came after a later one had been offered by their partition or cut from another.
     """
 
-    def __init__(self, roles: Sequence[str], *, is_bounded: bool) -> None:
+    def __init__(self, roles: Sequence[str], *, is_bounded: bool, span_ms: int | None = None) -> None:
+        """`span_ms`: the event time that one cut may cover, None = any."""
+        self._span_ms = span_ms
         self._ranks = [RANKS[role] for role in roles]
         self._is_bounded = is_bounded
         self._lanes: dict[Place, _Lane] = {}
@@ -82,6 +85,10 @@ class TimeOrderedMerge:
     def add_partition(self, topic_index: int, partition: int, next_offset: int, *, is_ended: bool = False) -> None:
         """`is_ended`: the last record before `next_offset` said that it was the last one."""
         self._lanes[topic_index, partition] = _Lane(next_offset, is_ended=is_ended)
+
+    def end_partition(self, topic_index: int, partition: int) -> None:
+        """No record follows in the partition."""
+        self._lanes[topic_index, partition].is_ended = True
 
     def clear(self) -> None:
         """Forget all partitions and what is buffered of them."""
@@ -138,6 +145,8 @@ class TimeOrderedMerge:
         self._release(lagging)
         available = len(self._released)
         is_limited = False
+        if self._span_ms is not None and available:
+            limit = min(_ENDLESS if limit is None else limit, self._released[0].time + self._span_ms - 1)
         if limit is not None and available and self._released[min(available, records_max) - 1].time > limit:
             available = next(at for at, entry in enumerate(self._released) if entry.time > limit)
             is_limited = True

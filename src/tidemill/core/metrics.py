@@ -17,7 +17,7 @@ from tidemill.errors import InvariantError
 
 PROBABILITY_MIN = 1e-15  # clips 0 and 1 for the log: one wrong certainty costs 34.5, not infinity
 BINS = 4_096  # of the probability, equal widths; 64 kB a sketch
-LOSS_UNIT = 2.0**-24  # losses are summed as integers: 6e-8 each, 2^34 examples of the largest loss fit int64
+LOSS_UNIT = 2.0**-32  # what is summed is an integer: 1.2e-10 each at most; 2^25 of the largest loss fit int64
 NO_CHANGE_CERTAINTY = 0.99  # a repeated label is not certain; at 1 a single change would cost 34.5
 
 Values = npt.ArrayLike
@@ -67,29 +67,31 @@ def constant_at_delay(event_time: Int64s, label_time: Int64s, label: Values) -> 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunningMetrics:
-    """Log loss and AUC of examples that come in pieces; pieces merge in any order to the same integers.
+    """Log loss, AUC and Brier score of examples that come in pieces; pieces merge in any order to the same integers.
 
-    positives, negatives: examples by bin of the probability, shape (BINS,). loss_units: sum of the losses, each
-    rounded to LOSS_UNIT.
+    positives, negatives: examples by bin of the probability, bins of equal width. loss_units, squared_units: sums of
+    the losses and of the squared errors, each rounded to LOSS_UNIT.
     """
 
     positives: Int64s
     negatives: Int64s
     loss_units: int
+    squared_units: int
 
     @classmethod
     def empty(cls) -> Self:
         zeros = np.zeros(BINS, dtype=np.int64)
-        return cls(positives=zeros, negatives=zeros, loss_units=0)
+        return cls(positives=zeros, negatives=zeros, loss_units=0, squared_units=0)
 
     @classmethod
     def of(cls, probability: Values, label: Values) -> Self:
         probabilities, is_positive = _checked(probability, label)
-        bins = np.minimum((probabilities * BINS).astype(np.int64), BINS - 1)
+        bins = bin_of(probabilities)
         return cls(
             positives=np.bincount(bins[is_positive], minlength=BINS),
             negatives=np.bincount(bins[~is_positive], minlength=BINS),
-            loss_units=int(np.rint(_losses(probabilities, is_positive) / LOSS_UNIT).astype(np.int64).sum()),
+            loss_units=int(loss_units(probabilities, is_positive).sum()),
+            squared_units=int(squared_units(probabilities, is_positive).sum()),
         )
 
     def __add__(self, other: RunningMetrics) -> RunningMetrics:
@@ -97,6 +99,7 @@ class RunningMetrics:
             positives=self.positives + other.positives,
             negatives=self.negatives + other.negatives,
             loss_units=self.loss_units + other.loss_units,
+            squared_units=self.squared_units + other.squared_units,
         )
 
     @property
@@ -114,6 +117,11 @@ class RunningMetrics:
         return self.loss_units * LOSS_UNIT / self.count if self.count else float("nan")
 
     @property
+    def brier(self) -> float:
+        """The mean squared error of the probability; NaN without examples."""
+        return self.squared_units * LOSS_UNIT / self.count if self.count else float("nan")
+
+    @property
     def auc(self) -> float:
         """Pairs within a bin count half, so it is off by at most `auc_error_max`."""
         return _auc_of_counts(self.positives, self.negatives)
@@ -123,6 +131,21 @@ class RunningMetrics:
         """Half the share of pairs that fall into one bin; NaN where the AUC is."""
         pairs = int(self.positives.sum()) * int(self.negatives.sum())
         return int((self.positives * self.negatives).sum()) / 2 / pairs if pairs else float("nan")
+
+
+def bin_of(probability: Float64s) -> Int64s:
+    """The bin of each probability, 0 to BINS - 1."""
+    return np.minimum((probability * BINS).astype(np.int64), BINS - 1)
+
+
+def loss_units(probability: Float64s, is_positive: npt.NDArray[np.bool_]) -> Int64s:
+    """The loss of each example, rounded to LOSS_UNIT."""
+    return np.rint(_losses(probability, is_positive) / LOSS_UNIT).astype(np.int64)
+
+
+def squared_units(probability: Float64s, is_positive: npt.NDArray[np.bool_]) -> Int64s:
+    """The squared error of each probability, rounded to LOSS_UNIT."""
+    return np.rint((probability - is_positive) ** 2 / LOSS_UNIT).astype(np.int64)
 
 
 def _auc_of_counts(positives: Int64s, negatives: Int64s) -> float:

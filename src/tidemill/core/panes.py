@@ -6,13 +6,14 @@ Invariant: an event of pane q sees panes (q - 12, q] of the state as read and of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 import numpy as np
 
 from tidemill.core.asking import Bools, Ordered, Queries, Updates, in_order, seen_stragglers
-from tidemill.core.feature_plan import PaneSeries
+from tidemill.core.feature_plan import ExtremeSeries, PaneSeries
 from tidemill.core.records import Float64s, Int64s, PaneDelta
 from tidemill.core.state import PANES
 
@@ -70,13 +71,18 @@ class PaneReader:
         return totals
 
 
+def stored_ring(series: PaneSeries | ExtremeSeries, words: Int64s, queries: Queries) -> Int64s:
+    """The slots of each query's entity as read, shape (queries, slots, 1 + cells)."""
+    ring = words[:, series.word : series.word + series.slots * series.slot_words].take(queries.code, axis=0)
+    return ring.reshape(len(ring), series.slots, series.slot_words)
+
+
 def stored_totals(series: PaneSeries, words: Int64s, queries: Queries) -> Int64s:
     """Sum of the cells in the window of each query, of the state as read; shape (queries, cells).
 
     words: (entities + 1, words of the group); the last row is of an event without entity.
     """
-    ring = words[:, series.word : series.word + series.slots * series.slot_words].take(queries.code, axis=0)
-    slots = ring.reshape(len(ring), series.slots, series.slot_words)
+    slots = stored_ring(series, words, queries)
     newest_tag = (queries.time // series.pane_ms)[:, None] + 1
     tags = slots[:, :, 0]
     in_window = (tags > newest_tag - PANES) & (tags <= newest_tag)
@@ -86,34 +92,45 @@ def stored_totals(series: PaneSeries, words: Int64s, queries: Queries) -> Int64s
 
 @dataclass(frozen=True, slots=True)
 class MergedDeltas:
-    """What a batch adds to one series: one row per entity, slot and tag; total has shape (rows, cells)."""
+    """What a batch leaves in one series: one row per entity, slot and tag; total has shape (rows, cells)."""
 
     code: Int64s
     word: Int64s
     tag: Int64s
     total: Int64s
+    takes_max: bool = False
+
+    def cells(self) -> Iterator[tuple[int, ...]]:
+        if self.total.shape[1] == 0:
+            return repeat((), len(self.total))
+        return zip(*self.total.T.tolist(), strict=True)
 
 
 def merged_deltas(series: PaneSeries, updates: Updates, cells: Int64s) -> MergedDeltas:
     """What the updates add to the store, one delta per entity and pane; records that count for nothing leave none."""
     kept = np.flatnonzero(cells[:, 0])
-    code, pane, added = updates.code[kept], updates.time[kept] // series.pane_ms, cells[kept]
-    if not in_order(code, pane).all():
-        by_pane = np.lexsort((pane, code))
-        code, pane, added = code[by_pane], pane[by_pane], added[by_pane]
-    if len(code):
-        is_first = np.concatenate(([True], (code[1:] != code[:-1]) | (pane[1:] != pane[:-1])))
-        first = np.flatnonzero(is_first)
-        code, pane, added = code[first], pane[first], np.add.reduceat(added, first, axis=0)
+    code, pane, added = combined(updates.code[kept], updates.time[kept] // series.pane_ms, cells[kept], np.add)
     word = series.word + (pane % series.slots) * series.slot_words
     return MergedDeltas(code, word, pane + 1, added)
+
+
+def combined(code: Int64s, place: Int64s, cells: Int64s, combine: np.ufunc) -> tuple[Int64s, Int64s, Int64s]:
+    """One row (code, place, cells) per code and place, in their order; `code` ascends."""
+    if not in_order(code, place).all():
+        by_place = np.lexsort((place, code))
+        code, place, cells = code[by_place], place[by_place], cells[by_place]
+    if not len(code):
+        return code, place, cells
+    first = np.flatnonzero(np.concatenate(([True], (code[1:] != code[:-1]) | (place[1:] != place[:-1]))))
+    return code[first], place[first], combine.reduceat(cells, first, axis=0)
 
 
 def pane_deltas(merged: Sequence[MergedDeltas], keys: Sequence[str], rank: Int64s, word_count: int) -> list[PaneDelta]:
     """The deltas of all series of a group by key, word and tag. keys: by entity code, rank: their order."""
     code, word, tag = (np.concatenate([getattr(one, name) for one in merged]) for name in ("code", "word", "tag"))
-    cells = [each for one in merged for each in zip(*one.total.T.tolist(), strict=True)]
-    fields = zip(map(keys.__getitem__, code.tolist()), word.tolist(), tag.tolist(), cells, strict=True)
+    cells = [each for one in merged for each in one.cells()]
+    takes_max = chain.from_iterable(repeat(one.takes_max, len(one.code)) for one in merged)
+    fields = zip(map(keys.__getitem__, code.tolist()), word.tolist(), tag.tolist(), cells, takes_max, strict=True)
     deltas = list(map(PaneDelta._make, fields))
     # Tags of one slot ascend already, and a stable sort by one number costs a third of one by three.
     return [deltas[at] for at in np.argsort(rank[code] * word_count + word, kind="stable").tolist()]

@@ -17,12 +17,22 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.core.features import EventRows, FeaturePlan, LabelRows
-from tidemill.core.labels import EventEntry, Join, Joined, LabelEntry, join_labels, label_record, label_values
+from tidemill.core.labels import EventEntry, Joined, LabelEntry, columns_of_labels, join_labels, label_values
 from tidemill.core.ports import Codec, Scorer
-from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, StateView
+from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, StateView, TopFeatures
 from tidemill.core.rows import pack_row, revision_of
+from tidemill.core.rules import outliers
 from tidemill.core.spec import AppSpec
-from tidemill.core.tables import amendment_columns, example_columns, prediction_columns, served_columns
+from tidemill.core.tables import (
+    OUTLIER,
+    UNTAUGHT,
+    amendment_columns,
+    commit_columns,
+    example_columns,
+    prediction_columns,
+    served_columns,
+    with_entities,
+)
 
 _DEAD_LETTER = {
     "event": Outcome.EVENT_DEAD_LETTER,
@@ -79,6 +89,11 @@ class Pipeline:
         self.predictions_topic = f"{spec.name}.predictions.v1"
         self.examples_topic = f"{spec.name}.examples.v1"
         self.commits_topic = f"{spec.name}.commits.v1"
+        self._event_flagging, self._label_flagging = (
+            [rule for topic in spec.topics if topic.role == role for rule in topic.rules if rule.otherwise == "flag"]
+            for role in ("event", "label")
+        )
+        self._untaught = UNTAUGHT - {OUTLIER} if spec.learn_flagged else UNTAUGHT
 
     def reads(self, turn: Turn) -> Reads:
         ids: dict[str, None] = {}
@@ -107,17 +122,19 @@ class Pipeline:
         events = self._event_rows(batch, joined)
         pending = self._pending(joined)
         entities = self.plan.entities(events)
+        label_rows = self._label_rows(joined, pending, entities, labels)
         features, pane_deltas, latest_deltas = self.plan.compute(
             batch=batch,
             events=events,
-            joined=self._label_rows(joined, pending, entities, labels),
+            joined=label_rows,
             keys=reads.state_keys,
             state=view.state,
         )
         scores = scorer.score(features)
-        flags = self._flags(joined, view, scores.is_degraded)
+        flags = self._flags(joined, events, view, scores.is_degraded)
         served = served_columns(features, scores, entities, flags, self.plan.digest)
-        outputs = self._outputs(batch, joined, served, pending)
+        examples = self._examples(joined, served, pending, label_rows)
+        outputs = self._outputs(batch, joined, served, examples, scores.top_features)
         outcomes = self._outcomes(batch, joined)
         self._add_commit_records(turn, outputs, outcomes, scorer.n)
         # A partition without records is in the commit when one of its rows was due: then its owner is checked too.
@@ -140,12 +157,14 @@ class Pipeline:
     def roll_forward(self, turn: Turn, reads: Reads, view: StateView, served: Served) -> Commit:
         """The deltas of a batch whose outputs are already published: nothing is scored, nothing is published."""
         joined, labels = self._join(turn, reads, view, served)
-        recorded = served.columns(joined.scored)
-        entities = [tuple(texts) for texts in recorded.column("entities").to_pylist()]
+        events = self._event_rows(turn.batch, joined)
+        # Entities are of the groups of today, whose state this fills; what was served may be of earlier ones.
+        entities = self.plan.entities(events)
+        recorded = with_entities(served.columns(joined.scored), entities)
         pending = self._pending(joined)
         _, pane_deltas, latest_deltas = self.plan.compute(
             batch=turn.batch,
-            events=self._event_rows(turn.batch, joined),
+            events=events,
             joined=self._label_rows(joined, pending, entities, labels),
             keys=reads.state_keys,
             state=view.state,
@@ -248,12 +267,12 @@ class Pipeline:
             time=np.array([join.label_time for join in joined.joins], dtype=np.int64),
             partition=np.array([join.label_partition for join in joined.joins], dtype=np.int32),
             offset=np.array([join.label_offset for join in joined.joins], dtype=np.int64),
-            columns=_label_columns(joined.joins, labels.get(topic_index), self.codec.input_schema(topic.name)),
+            columns=columns_of_labels(joined.joins, labels.get(topic_index), self.codec.input_schema(topic.name)),
             label=np.array([join.label for join in joined.joins], dtype=np.int8),
             entities=texts,
         )
 
-    def _flags(self, joined: Joined, view: StateView, is_degraded: bool) -> list[list[str]]:
+    def _flags(self, joined: Joined, events: EventRows, view: StateView, is_degraded: bool) -> list[list[str]]:
         lateness = self.spec.label.allowed_lateness_ms
         seen = {p: mark.watermark for p, mark in view.marks.items()}
         flags: list[list[str]] = []
@@ -265,21 +284,28 @@ class Pipeline:
             if is_label_first:
                 mine.append("label_first")
             flags.append(mine)
+        for row in np.flatnonzero(outliers(self._event_flagging, events.columns)).tolist():
+            flags[row].append(OUTLIER)
         return flags
 
     def _outputs(
-        self, batch: Batch, joined: Joined, served: pa.RecordBatch, pending: pa.RecordBatch
+        self,
+        batch: Batch,
+        joined: Joined,
+        served: pa.RecordBatch,
+        examples: Sequence[tuple[int, str, bytes]],
+        top: Mapping[int, TopFeatures],
     ) -> dict[Partition, list[Output]]:
         """Every output of the batch, by the partition of its cause, in merged order."""
         outputs: dict[Partition, list[Output]] = {p: [] for p, span in batch.spans.items() if span.next > span.start}
         events = joined.scored
         if events:
-            columns = prediction_columns(events, self.topic_names, served, self.spec.decision_threshold)
+            columns = prediction_columns(events, self.topic_names, served, self.spec.costs.threshold, top)
             values = self.codec.encode("prediction.v1", columns)
             for event, value in zip(events, values, strict=True):
                 cause = Partition(self.topic_names[event.topic_index], event.partition)
                 outputs[cause].append(Output(self.predictions_topic, event.id.encode(), value))
-        for position, id_, value in self._examples(joined, served, pending):
+        for position, id_, value in examples:
             cause = Partition(self.topic_names[batch.topic_index[position]], int(batch.partition[position]))
             outputs[cause].append(Output(self.examples_topic, id_.encode(), value))
         for _, letter in batch.dead_letters:
@@ -287,7 +313,7 @@ class Pipeline:
         return outputs
 
     def _examples(
-        self, joined: Joined, served: pa.RecordBatch, pending: pa.RecordBatch
+        self, joined: Joined, served: pa.RecordBatch, pending: pa.RecordBatch, labels: LabelRows
     ) -> list[tuple[int, str, bytes]]:
         """(position, id, encoded) of every example and amendment, in merged order."""
         found: list[tuple[int, str, bytes]] = []
@@ -299,7 +325,13 @@ class Pipeline:
                 for join in joined.joins
             ]
             rows = pa.Table.from_batches([pending, served]).combine_chunks().take(pa.array(judged, pa.int64()))
-            values = self.codec.encode("example.v1", example_columns(joined.joins, rows.to_batches()[0]))
+            columns = example_columns(
+                joined.joins,
+                rows.to_batches()[0],
+                is_label_flagged=outliers(self._label_flagging, labels.columns),
+                untaught=self._untaught,
+            )
+            values = self.codec.encode("example.v1", columns)
             found += [(join.position, join.id, value) for join, value in zip(joined.joins, values, strict=True)]
         if joined.amendments:
             values = self.codec.encode("example.v1", amendment_columns(joined.amendments, self.plan.digest))
@@ -324,26 +356,15 @@ class Pipeline:
         self, turn: Turn, outputs: dict[Partition, list[Output]], outcomes: Mapping[Partition, Counter[Outcome]], n: int
     ) -> None:
         """One commit record per partition that had records or outcomes, as the last output of its slice."""
-        batch = turn.batch
         partitions = sorted({*outputs, *outcomes})
-        spans = [batch.spans[partition] for partition in partitions]
-        columns = pa.RecordBatch.from_pydict(
-            {
-                "topic": pa.array([partition.topic for partition in partitions], pa.string()),
-                "partition": pa.array([partition.number for partition in partitions], pa.int32()),
-                "start": pa.array([span.start for span in spans], pa.int64()),
-                "next": pa.array([span.next for span in spans], pa.int64()),
-                "worker": pa.array([turn.worker] * len(partitions), pa.string()),
-                "batch": pa.array([turn.number] * len(partitions), pa.int64()),
-                "n": pa.array([n] * len(partitions), pa.int64()),
-                "watermark": pa.array([span.watermark for span in spans], pa.int64()),
-                "group_watermark": pa.array([turn.group_watermark] * len(partitions), pa.int64()),
-                "merge_rank": pa.array([_merge_rank(batch, self.topic_names, p) for p in partitions], pa.int32()),
-                "outcomes": pa.array(
-                    [[(o.name.lower(), count) for o, count in sorted(outcomes.get(p, {}).items())] for p in partitions],
-                    pa.map_(pa.string(), pa.int64()),
-                ),
-            }
+        ranks = [_merge_rank(turn.batch, self.topic_names, partition) for partition in partitions]
+        columns = commit_columns(
+            [(partition, turn.batch.spans[partition], outcomes.get(partition, {})) for partition in partitions],
+            ranks,
+            worker=turn.worker,
+            number=turn.number,
+            n=n,
+            group_watermark=turn.group_watermark,
         )
         for partition, value in zip(partitions, self.codec.encode("commit.v1", columns), strict=True):
             outputs.setdefault(partition, []).append(Output(self.commits_topic, str(partition).encode(), value))
@@ -361,23 +382,6 @@ class Pipeline:
         tails = self.codec.encode_rows(served.take(pa.array(waiting_for_label, pa.int64())))
         tail_of = dict(zip(joined.pending_order, tails, strict=True))
         return {id_: None if row is None else pack_row(row) + tail_of.get(id_, b"") for id_, row in joined.rows.items()}
-
-
-def _label_columns(joins: Sequence[Join], of_batch: pa.RecordBatch | None, schema: pa.Schema) -> pa.RecordBatch:
-    """The label records of the joins, in their order: from the batch, or from rows that waited."""
-    waited = [label_record(join.label_tail) for join in joins if join.label_tail is not None]
-    if not waited:
-        orders = pa.array([join.label_order for join in joins], pa.int64())
-        return pa.RecordBatch.from_pylist([], schema=schema) if of_batch is None else of_batch.take(orders)
-    stored = pa.RecordBatch.from_pylist(waited, schema=schema)
-    if of_batch is None:
-        return stored
-    of_stored = iter(range(stored.num_rows))
-    picks = [
-        next(of_stored) if join.label_tail is not None else stored.num_rows + join.label_order for join in joins
-    ]  # fmt: skip
-    both = pa.Table.from_batches([stored, of_batch.cast(schema)]).combine_chunks()
-    return both.take(pa.array(picks, pa.int64())).to_batches()[0]
 
 
 def _merge_rank(batch: Batch, topic_names: Sequence[str], partition: Partition) -> int:

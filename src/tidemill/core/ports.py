@@ -11,7 +11,6 @@ import pyarrow as pa
 from tidemill.core.records import (
     Commit,
     DeadLetter,
-    ExampleColumns,
     FeatureBatch,
     Mark,
     Output,
@@ -67,10 +66,6 @@ class Scorer(Protocol):
         ...
 
     def score(self, features: FeatureBatch) -> Scores: ...
-
-    def fold(self, examples: ExampleColumns, offset_next: int) -> None:
-        """Learn examples in log order and move N to `offset_next` (holes of the log count as folded)."""
-        ...
 
 
 class Codec(Protocol):

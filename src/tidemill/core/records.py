@@ -133,17 +133,19 @@ class Output(NamedTuple):
 
 
 class PaneDelta(NamedTuple):
-    """Add `cells` to one pane of one entity.
+    """Merge `cells` into one slot of one entity.
 
     The state of an entity is a string of big-endian int64 words. A slot starts at `word` and holds [tag, cells...],
-    tag = pane + 1 (0 = empty). Merge: slot tag < delta tag: the delta replaces the slot; equal: cells add up; greater:
-    the delta is dropped.
+    tag 0 = empty; of a pane it is pane + 1. Merge: slot tag < delta tag: the delta replaces the slot; equal: cells add
+    up, or the larger stays where `takes_max`; greater: the delta is dropped. A slot without cells so keeps the largest
+    tag. A slot takes all of its deltas with the same `takes_max`.
     """
 
     key: str  # <group>:v<n>:<entity>, without the app's prefix
     word: int
     tag: int
     cells: tuple[int, ...]
+    takes_max: bool = False
 
 
 class LatestDelta(NamedTuple):
@@ -227,6 +229,13 @@ class FeatureBatch:
         return len(self.numeric)
 
 
+class TopFeatures(NamedTuple):
+    """The columns that moved one score most, by size of their contribution to the booster's margin."""
+
+    names: tuple[str, ...]
+    contributions: tuple[float, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Probabilities of the positive class, shape (rows,); None = that expert is absent. `n`: the examples folded."""
@@ -236,21 +245,45 @@ class Scores:
     booster: Float64s | None
     blend: Float64s
     n: int  # next offset of the examples log to fold
-    model_version: str
-    is_degraded: bool = False  # nothing has been learned yet: the declared default answered
+    model_version: str  # the champion at n
+    is_degraded: bool = False  # nothing has been learned yet, or the champion is not at hand: a fallback answered
+    top_features: Mapping[int, TopFeatures] = field(default_factory=dict)  # by row, for few positive decisions
 
 
 @dataclass(frozen=True, slots=True)
 class ExampleColumns:
-    """Consecutive records of the examples log as columns, in log order: what the fold needs of them.
+    """Consecutive records of the examples log as columns, in log order. Commands are not here.
 
-    is_learned is False for amendments and flagged examples: they are passed over. Commands are not here.
+    features, learner, booster, base_rate, blend: as served, NaN where that expert was absent. is_learned is False for
+    amendments, flagged examples and those of other features: the fold passes them over.
     """
 
     offset: Int64s
     features: FeatureBatch
     label: Float32s  # 0 or 1
     is_learned: npt.NDArray[np.bool_]
+    event_time: Int64s
+    label_time: Int64s
+    learner: Float64s
+    booster: Float64s
+    base_rate: Float64s
+    blend: Float64s
 
     def __len__(self) -> int:
         return len(self.offset)
+
+
+class Command(NamedTuple):
+    """A change of model in the examples log, at its offset.
+
+    kind: "prepare", "promote", "freeze", "thaw"; another one is ignored. expects: the champion that it was made for; a
+    fold that finds another ignores the command. cause: an alert's id, or a person. time: when it was issued, ms.
+    """
+
+    offset: int
+    id: str
+    kind: str
+    expects: str
+    model_version: str
+    cause: str
+    time: int

@@ -9,24 +9,29 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from hashlib import blake2b
+from operator import add
 
 from tidemill.core.records import LatestDelta, PaneDelta
 
 WORD_BYTES = 8  # every word is a big-endian int64, which Lua's struct and numpy both read
 PANES = 12  # a window is read to a twelfth of its length
+BUCKETS = 256  # of a distinct count: one byte of hash; 2 KB an entity, and exact enough up to some 500 values
 LATEST_CAPACITY = 8  # the one that is read + 7 that a worker ahead by max_skew may have inserted meanwhile
 ENTRY_HEAD = 4  # words of an entry before its values: time, topic index, partition, offset
 
 _ENTRY_ORDER = struct.Struct(f">{ENTRY_HEAD}q")
 
 
-def slot_count(pane_ms: int, max_skew_ms: int) -> int:
-    """Slots of a ring: a window, the panes that a worker may be ahead of the slowest other one, and one begun."""
-    return PANES + -(-max_skew_ms // pane_ms) + 1
+def slot_count(pane_ms: int, ahead_ms: int) -> int:
+    """Slots of a ring: a window, one pane begun, and those that a record may be ahead of an event that still reads.
+
+    ahead_ms: what a worker may be ahead of the slowest other one, and a due time ahead of its record.
+    """
+    return PANES + -(-ahead_ms // pane_ms) + 1
 
 
 def merge_pane(state: bytes, delta: PaneDelta) -> bytes:
-    """Add one delta to its slot; a newer pane takes the slot over, an older one comes too late and is dropped.
+    """Merge one delta into its slot; a newer pane takes the slot over, an older one comes too late and is dropped.
 
     Bytes beyond the end of `state` count as zeros.
     """
@@ -36,8 +41,12 @@ def merge_pane(state: bytes, delta: PaneDelta) -> bytes:
     tag, *cells = layout.unpack(state[first:last].ljust(layout.size, b"\0"))
     if tag > delta.tag:
         return state
-    kept = cells if tag == delta.tag else [0] * len(cells)
-    merged = [old + new for old, new in zip(kept, delta.cells, strict=True)]
+    if tag < delta.tag:
+        merged = list(delta.cells)
+    elif delta.takes_max:
+        merged = list(map(max, cells, delta.cells))
+    else:
+        merged = list(map(add, cells, delta.cells))
     return state[:first].ljust(first, b"\0") + layout.pack(delta.tag, *merged) + state[last:]
 
 

@@ -6,18 +6,29 @@ Invariant: features and scores of an example are those of its prediction, copied
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.core.labels import Amendment, EventEntry, Join
-from tidemill.core.records import FeatureBatch, Float32s, Float64s, Scores
+from tidemill.core.records import (
+    FeatureBatch,
+    Float32s,
+    Float64s,
+    Outcome,
+    Partition,
+    Scores,
+    Span,
+    TopFeatures,
+)
 
 TEXTS = pa.list_(pa.string())
 NUMBERS = pa.list_(pa.float32())
-UNTAUGHT = frozenset({"label_first", "late"})  # flags of examples that are published and not learned
+OUTLIER = "outlier"  # the event, or its label, breaks an entry rule that flags
+UNTAUGHT = frozenset({"label_first", "late", OUTLIER})  # flags of examples that are published and not learned
+_UNEXPLAINED = TopFeatures((), ())
 
 SERVED = pa.schema(
     [
@@ -63,10 +74,19 @@ def served_columns(
     )
 
 
+def with_entities(served: pa.RecordBatch, entities: Sequence[Sequence[str]]) -> pa.RecordBatch:
+    """Rows as served, with other entities."""
+    return served.set_column(SERVED.get_field_index("entities"), SERVED.field("entities"), pa.array(entities, TEXTS))
+
+
 def prediction_columns(
-    events: Sequence[EventEntry], topic_names: Sequence[str], served: pa.RecordBatch, threshold: float
+    events: Sequence[EventEntry],
+    topic_names: Sequence[str],
+    served: pa.RecordBatch,
+    threshold: float,
+    top: Mapping[int, TopFeatures],
 ) -> pa.RecordBatch:
-    """prediction.v1, one row per scored event."""
+    """prediction.v1, one row per scored event; `top` by row."""
     blend = served.column("blend")
     columns = {
         "id": pa.array([event.id for event in events], pa.string()),
@@ -79,16 +99,33 @@ def prediction_columns(
     }
     for name in SERVED.names[1:]:
         columns[name] = served.column(name)
+    explained = [top.get(row, _UNEXPLAINED) for row in range(len(events))]
+    columns["top_features"] = pa.array([one.names for one in explained], TEXTS)
+    columns["top_contributions"] = pa.array([one.contributions for one in explained], NUMBERS)
     return pa.RecordBatch.from_pydict(columns)
 
 
-def example_columns(joins: Sequence[Join], served: pa.RecordBatch) -> pa.RecordBatch:
+def example_columns(
+    joins: Sequence[Join],
+    served: pa.RecordBatch,
+    *,
+    is_label_flagged: Sequence[bool] = (),
+    untaught: frozenset[str] = UNTAUGHT,
+) -> pa.RecordBatch:
     """example.v1, one row per join; `served` has the row that each join judges, in the same order.
 
     A label that came before its event, or an event that came late, teaches nothing: its features were not those of an
-    event on time.
+    event on time. Nor does an outlier, unless the app declares that it does.
+
+    Args:
+        is_label_flagged: per join, whether its label's record is an outlier; empty = none is.
+        untaught: the flags of examples that are not learned.
     """
-    is_learned = [UNTAUGHT.isdisjoint(flags) for flags in served.column("flags").to_pylist()]
+    flags = served.column("flags").to_pylist()
+    for at in np.flatnonzero(is_label_flagged).tolist():
+        if OUTLIER not in flags[at]:
+            flags[at] = [*flags[at], OUTLIER]
+    is_learned = [untaught.isdisjoint(mine) for mine in flags]
     columns = {
         "kind": _repeated("example", len(joins), pa.string()),
         "id": pa.array([join.id for join in joins], pa.string()),
@@ -98,8 +135,9 @@ def example_columns(joins: Sequence[Join], served: pa.RecordBatch) -> pa.RecordB
         "is_learned": pa.array(is_learned, pa.bool_()),
     }
     for name in SERVED.names:
-        if name != "entities":
+        if name not in ("entities", "flags"):
             columns[name] = served.column(name)
+    columns["flags"] = pa.array(flags, TEXTS)
     return pa.RecordBatch.from_pydict(columns)
 
 
@@ -125,6 +163,37 @@ def amendment_columns(amendments: Sequence[Amendment], feature_digest: str) -> p
             "numeric": pa.array([[]] * count, NUMBERS),
             "categories": empty,
             "flags": empty,
+        }
+    )
+
+
+def commit_columns(
+    parts: Sequence[tuple[Partition, Span, Mapping[Outcome, int]]],
+    merge_ranks: Sequence[int],
+    *,
+    worker: str,
+    number: int,
+    n: int,
+    group_watermark: int,
+) -> pa.RecordBatch:
+    """commit.v1, one row per partition: its span and the counts of its outcomes."""
+    count = len(parts)
+    return pa.RecordBatch.from_pydict(
+        {
+            "topic": pa.array([partition.topic for partition, _, _ in parts], pa.string()),
+            "partition": pa.array([partition.number for partition, _, _ in parts], pa.int32()),
+            "start": pa.array([span.start for _, span, _ in parts], pa.int64()),
+            "next": pa.array([span.next for _, span, _ in parts], pa.int64()),
+            "worker": _repeated(worker, count, pa.string()),
+            "batch": _repeated(number, count, pa.int64()),
+            "n": _repeated(n, count, pa.int64()),
+            "watermark": pa.array([span.watermark for _, span, _ in parts], pa.int64()),
+            "group_watermark": _repeated(group_watermark, count, pa.int64()),
+            "merge_rank": pa.array(merge_ranks, pa.int32()),
+            "outcomes": pa.array(
+                [[(o.name.lower(), counted) for o, counted in sorted(outcomes.items())] for _, _, outcomes in parts],
+                pa.map_(pa.string(), pa.int64()),
+            ),
         }
     )
 

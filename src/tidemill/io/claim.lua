@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- Take partitions: our token in each voids every late script of the owner before. Runs on a full server too: only a new
 -- owner can publish the outbox and so free it.
--- ARGV: token, digest of the configuration, incarnation to create ('' = must be there), then the partitions' names.
+-- ARGV: token, digest of the configuration, incarnation to create ('' = must be there), declared features ('' = not
+-- stated), then the partitions' names.
 local prefix = KEYS[1]
 -- guard: configuration
 local digest = redis.call('GET', prefix .. 'config')
@@ -18,8 +19,12 @@ if not incarnation then
   redis.call('SET', prefix .. 'incarnation', incarnation)
 end
 redis.call('SET', prefix .. 'config', ARGV[2])
+redis.call('DEL', prefix .. 'filling') -- what a fill of features saw no longer holds
+if ARGV[4] ~= '' then
+  redis.call('SET', prefix .. 'features', ARGV[4])
+end
 local found = {}
-for at = 4, #ARGV do
+for at = 5, #ARGV do
   local name = ARGV[at]
   redis.call('SADD', prefix .. 'partitions', name)
   redis.call('HSET', prefix .. 'p:' .. name, 'owner', ARGV[1])

@@ -92,8 +92,8 @@ for _ = 1, count() do
 end
 
 -- Panes: the deltas of an entity are sorted by word and have equally many cells. The bytes from the first slot to the last
--- one are read once; slots that lie close together are written together. Most deltas have two cells (a count and a sum):
--- those are spelled out.
+-- one are read once; slots that lie close together are written together. Most deltas have two cells that add up (a count
+-- and a sum): those are spelled out. A shape of 65536 and more: the cells take the maximum.
 local GAP = 96 -- bytes; a write of its own costs the append-only file about as many
 
 local function read_words(key, low, high)
@@ -106,11 +106,16 @@ for _ = 1, count() do
   local key, deltas = ARGV[at], ARGV[at + 1]
   at = at + 2
   local low, high, cells = unpack_words('>I4I4I4', deltas)
+  local takes_max = cells >= 65536
+  if takes_max then
+    cells = cells - 65536
+  end
+  local is_pair = cells == 2 and not takes_max
   local width, stop, p = cells * 8 + 8, #deltas, 13
   local state = read_words(key, low, high)
   local run, last, start, done = {}, 0, 1, 1 -- pieces of state [start, done) that wait for their write
   while p <= stop do
-    local word, tag, b, d = unpack_words(cells == 2 and '>I4i8i8i8' or '>I4i8', deltas, p)
+    local word, tag, b, d = unpack_words(is_pair and '>I4i8i8i8' or '>I4i8', deltas, p)
     local first = (word - low) * 8 + 1
     if last > 0 and (first < done or first - done > GAP) then
       call('SETRANGE', key, low * 8 + start - 1, last == 1 and run[1] or table.concat(run, '', 1, last))
@@ -119,7 +124,7 @@ for _ = 1, count() do
         state = read_words(key, low, high)
       end
     end
-    local stored, a, c = unpack_words(cells == 2 and '>i8i8i8' or '>i8', state, first)
+    local stored, a, c = unpack_words(is_pair and '>i8i8i8' or '>i8', state, first)
     if tag >= stored then
       if last == 0 then
         start = first
@@ -131,13 +136,13 @@ for _ = 1, count() do
       done = first + width
       if tag > stored then
         run[last] = sub(deltas, p + 4, p + 3 + width)
-      elseif cells == 2 then
+      elseif is_pair then
         run[last] = pack_words('>i8i8i8', tag, a + b, c + d)
       else
         local layout = '>i8' .. string.rep('i8', cells)
         local old, new = {unpack_words(layout, state, first)}, {unpack_words(layout, deltas, p + 4)}
         for i = 2, cells + 1 do
-          old[i] = old[i] + new[i]
+          old[i] = takes_max and math.max(old[i], new[i]) or old[i] + new[i]
         end
         run[last] = pack_words(layout, unpack(old, 1, cells + 1))
       end

@@ -15,7 +15,8 @@ from tidemill.errors import InvariantError
 Argument = str | bytes | int
 
 _START = struct.Struct(">q")
-_PANES = struct.Struct(">III")  # first word, word after the last one, number of cells
+_PANES = struct.Struct(">III")  # first word, word after the last one, number of cells and whether they take the maximum
+_TAKES_MAX = 1 << 16  # more than any number of cells
 # word, tag, cells: big-endian, so that the packed deltas of a key sort by word
 _DELTAS = [struct.Struct(f">Iq{count}q") for count in range(32)]
 
@@ -116,27 +117,27 @@ def _add_due(arguments: list[Argument], entries: tuple[Due, ...], *, with_time: 
 
 
 def _add_panes(arguments: list[Argument], deltas: tuple[PaneDelta, ...], prefix: str) -> None:
-    groups: dict[int, dict[str, list[bytes]]] = {}  # by number of cells, then by key
-    cell_count, pack = -1, _DELTAS[0].pack
+    groups: dict[int, dict[str, list[bytes]]] = {}  # by shape: number of cells and whether they add up; then by key
+    cell_count, is_maximum, pack = -1, False, _DELTAS[0].pack
     by_key: dict[str, list[bytes]] = {}
-    for key, word, tag, cells in deltas:
-        if len(cells) != cell_count:
-            cell_count = len(cells)
+    for key, word, tag, cells, takes_max in deltas:
+        if len(cells) != cell_count or takes_max is not is_maximum:
+            cell_count, is_maximum = len(cells), takes_max
             pack = _DELTAS[cell_count].pack
-            by_key = groups.setdefault(cell_count, {})
+            by_key = groups.setdefault(cell_count + takes_max * _TAKES_MAX, {})
         of_key = by_key.get(key)
         if of_key is None:
             by_key[key] = [pack(word, tag, *cells)]
         else:
             of_key.append(pack(word, tag, *cells))
     arguments.append(sum(map(len, groups.values())))
-    for cell_count, by_key in groups.items():
+    for shape, by_key in groups.items():
         for key, of_key in by_key.items():
             of_key.sort()
             low, high = (int.from_bytes(packed[:4], "big") for packed in (of_key[0], of_key[-1]))
             # A slot is its tag and its cells; the script reads and writes the words from the first slot to the last.
             arguments.append(prefix + key)
-            arguments.append(_PANES.pack(low, high + 1 + cell_count, cell_count) + b"".join(of_key))
+            arguments.append(_PANES.pack(low, high + 1 + shape % _TAKES_MAX, shape) + b"".join(of_key))
 
 
 def _add_latest(arguments: list[Argument], deltas: tuple[LatestDelta, ...], prefix: str) -> None:

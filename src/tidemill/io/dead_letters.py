@@ -33,6 +33,7 @@ class Code(StrEnum):
     BAD_PUNCTUATION = "TM-2014"
     NOT_RESOLVED = "TM-2015"
     CONFLUENT_FRAMED = "TM-2016"
+    RULE = "TM-2017"
 
 
 SENTENCES: dict[Code, str] = {
@@ -52,6 +53,7 @@ SENTENCES: dict[Code, str] = {
     Code.BAD_PUNCTUATION: "The punctuation has no time, or has a key or a value.",
     Code.NOT_RESOLVED: "The value is sound, but the reader's schema has no place for it.",
     Code.CONFLUENT_FRAMED: "The value is framed for a schema registry, which is not read yet.",
+    Code.RULE: "The record breaks an entry rule of its topic.",
 }
 
 

@@ -37,6 +37,7 @@ class WorkerHooks(Protocol):
     group_instance_id: str
     batch_records: int
     is_bounded: bool
+    batch_span_ms: int | None
     max_idle_s: float
     data_folder: Path
 
@@ -71,6 +72,7 @@ class Consumer(FaustConsumer):  # type: ignore[misc]
             topics=hooks.topics,
             batch_records=hooks.batch_records,
             is_bounded=hooks.is_bounded,
+            batch_span_ms=hooks.batch_span_ms,
             max_idle_s=hooks.max_idle_s,
             hooks=self,
         )

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
 from tidemill.core.records import Output, Partition
 from tidemill.errors import FencedError, InvariantError, UnavailableError
@@ -30,6 +30,18 @@ _FENCED = {
     KafkaError.FENCED_INSTANCE_ID,
     KafkaError.REBALANCE_IN_PROGRESS,
 }
+
+
+def group_metadata(settings: Mapping[str, Any], group: str) -> object:
+    """What `publish` takes for a group without members: of one process that reads its partitions by itself.
+
+    Such a group fences nobody; the transactional id does.
+    """
+    consumer = Consumer({**settings, "group.id": group})
+    try:
+        return consumer.consumer_group_metadata()
+    finally:
+        consumer.close()
 
 
 class TransactionalWriter:

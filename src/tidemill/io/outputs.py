@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyruhvro
 
-from tidemill.core.records import ExampleColumns, FeatureBatch, Float32s, Int64s
+from tidemill.core.records import Command, ExampleColumns, FeatureBatch, Float32s, Float64s, Int64s
 from tidemill.errors import InvariantError, RecordError, StateLostError
 from tidemill.io.dead_letters import Code
 from tidemill.io.framing import HEADER_BYTES, fingerprint_text, header_of
@@ -24,18 +24,6 @@ from tidemill.resources import schema_text
 
 ROW_SCHEMA = "row.v1"
 ROW_PREFIX = b"\x01"  # version of the stored row; a new layout gets a new number and reads the old one
-
-
-class Command(NamedTuple):
-    """A change of model in the examples log, at its offset; the fields are those of command.v1."""
-
-    offset: int
-    id: str
-    kind: str
-    expects: str
-    model_version: str
-    cause: str
-    time: int
 
 
 class Encoder:
@@ -113,71 +101,106 @@ def decode_rows(tails: Sequence[bytes]) -> pa.RecordBatch:
     return decode(ROW_SCHEMA, tails)
 
 
-def decode_examples(values: Sequence[bytes], offsets: Sequence[int]) -> tuple[ExampleColumns, list[Command]]:
+class FeatureShape(NamedTuple):
+    """The features that a reader of the examples log expects: their digest, and the number of columns."""
+
+    digest: str
+    numeric: int
+    categories: int
+
+
+def decode_examples(
+    values: Sequence[bytes], offsets: Sequence[int], expected: FeatureShape | None = None
+) -> tuple[ExampleColumns, list[Command]]:
     """Consecutive records of the examples log: what the fold learns from, and the commands among them.
 
+    Args:
+        expected: examples of other features are not learned, their features are missing. None: all have the same.
     Raises:
         RecordError: a value is neither an example nor a command.
-        StateLostError: examples with different numbers of features.
+        StateLostError: examples of the same features with different numbers of them.
     """
-    command_prefix = _prefix_of("command.v1")
-    is_command = [value.startswith(command_prefix) for value in values]
-    if not any(is_command):
-        return _examples(values, np.array(offsets, dtype=np.int64)), []
-    places = list(zip(values, offsets, is_command, strict=True))
-    found = decode("command.v1", [value for value, _, is_one in places if is_one]).to_pylist()
-    commands = [Command(at, **row) for at, row in zip((o for _, o, is_one in places if is_one), found, strict=True)]
-    rest = [(value, offset) for value, offset, is_one in places if not is_one]
-    return _examples([value for value, _ in rest], np.array([offset for _, offset in rest], dtype=np.int64)), commands
+    commands = decode_commands(values, offsets)
+    if not commands:
+        return _examples(values, np.array(offsets, dtype=np.int64), expected), []
+    of_commands = {command.offset for command in commands}
+    rest = [(value, offset) for value, offset in zip(values, offsets, strict=True) if offset not in of_commands]
+    at = np.array([offset for _, offset in rest], dtype=np.int64)
+    return _examples([value for value, _ in rest], at, expected), commands
 
 
-def _examples(values: Sequence[bytes], offsets: Int64s) -> ExampleColumns:
+def without_commands(values: Sequence[bytes]) -> list[bytes]:
+    """The examples and amendments among values of the examples log."""
+    prefix = _prefix_of("command.v1")
+    return [value for value in values if not value.startswith(prefix)]
+
+
+def decode_commands(values: Sequence[bytes], offsets: Sequence[int]) -> list[Command]:
+    """The commands among consecutive records of the examples log; the rest is not looked at."""
+    prefix = _prefix_of("command.v1")
+    places = [(value, offset) for value, offset in zip(values, offsets, strict=True) if value.startswith(prefix)]
+    rows = decode("command.v1", [value for value, _ in places]).to_pylist()
+    return [Command(offset, **row) for (_, offset), row in zip(places, rows, strict=True)]
+
+
+def _examples(values: Sequence[bytes], offsets: Int64s, expected: FeatureShape | None) -> ExampleColumns:
     columns = decode("example.v1", values)
+    is_learned = columns.column("is_learned").to_numpy(zero_copy_only=False)
+    numeric, categories = columns.column("numeric"), columns.column("categories")
+    numeric_lengths, category_lengths = (lists.value_lengths().to_numpy() for lists in (numeric, categories))
+    if expected is None:
+        widths = int(numeric_lengths.max(initial=0)), int(category_lengths.max(initial=0))
+        has_features = (numeric_lengths > 0) | (category_lengths > 0)
+    else:
+        widths = expected.numeric, expected.categories
+        is_ours = pc.equal(columns.column("feature_digest"), expected.digest).to_numpy(zero_copy_only=False)
+        has_features = is_ours & ((numeric_lengths > 0) | (category_lengths > 0))
+        is_learned = is_learned & is_ours
+    for lengths, width in zip((numeric_lengths, category_lengths), widths, strict=True):
+        if (lengths[has_features] != width).any():
+            raise StateLostError(
+                "TM-4110",
+                f"examples log: examples with {lengths[has_features].min()} and with {width} features in one run; the "
+                "declaration of the features changed under the log; give the app a new name, or `tidemill reset`",
+            )
+    at = None if has_features.all() else np.flatnonzero(has_features)
     return ExampleColumns(
         offset=offsets,
-        features=FeatureBatch(_matrix(columns.column("numeric")), _text_columns(columns.column("categories"))),
+        features=FeatureBatch(_matrix(numeric, at, widths[0]), _text_columns(categories, at, widths[1])),
         label=columns.column("label").to_numpy().astype(np.float32),
-        is_learned=columns.column("is_learned").to_numpy(zero_copy_only=False),
+        is_learned=is_learned,
+        event_time=columns.column("event_time").to_numpy(),
+        label_time=columns.column("label_time").to_numpy(),
+        **{name: _probabilities(columns.column(name)) for name in ("learner", "booster", "base_rate", "blend")},
     )
 
 
-def _matrix(lists: pa.ListArray) -> Float32s:
-    """(rows, F) float32; a row without features (an amendment) is NaN."""
-    at, lengths, width = _shape(lists)
-    flat: Float32s = lists.flatten().to_numpy()
+def _probabilities(column: pa.Array) -> Float64s:
+    """Null is NaN."""
+    values: Float64s = column.to_numpy(zero_copy_only=False).astype(np.float64)
+    return values
+
+
+def _matrix(lists: pa.ListArray, at: Int64s | None, width: int) -> Float32s:
+    """(rows, width) float32; rows not in `at` (None: all are) are NaN."""
     if at is None:
-        return flat.reshape(len(lengths), width)
-    matrix = np.full((len(lengths), width), np.nan, dtype=np.float32)
-    matrix[at] = flat.reshape(len(at), width)
+        flat: Float32s = lists.flatten().to_numpy()
+        return flat.reshape(len(lists), width)
+    matrix = np.full((len(lists), width), np.nan, dtype=np.float32)
+    matrix[at] = lists.take(pa.array(at)).flatten().to_numpy().reshape(len(at), width)
     return matrix
 
 
-def _text_columns(lists: pa.ListArray) -> tuple[tuple[str, ...], ...]:
-    """C columns of strings; a row without features is "" in each."""
-    at, lengths, width = _shape(lists)
-    flat = lists.flatten().to_pylist()
+def _text_columns(lists: pa.ListArray, at: Int64s | None, width: int) -> tuple[tuple[str, ...], ...]:
+    """`width` columns of strings; rows not in `at` (None: all are) are "" in each."""
     if at is None:
+        flat = lists.flatten().to_pylist()
         return tuple(tuple(flat[column::width]) for column in range(width))
-    columns = np.full((width, len(lengths)), "", dtype=object)
+    flat = lists.take(pa.array(at)).flatten().to_pylist()
+    columns = np.full((width, len(lists)), "", dtype=object)
     for column in range(width):
         columns[column, at] = flat[column::width]
     return tuple(map(tuple, columns.tolist()))
-
-
-def _shape(lists: pa.ListArray) -> tuple[Int64s | None, Int64s, int]:
-    """Places of the rows with features (None: all rows), length of every row, and the one length that they have."""
-    lengths = lists.value_lengths().to_numpy()
-    width = int(lengths.max(initial=0))
-    if not width or (lengths == width).all():
-        return None, lengths, width
-    at = np.flatnonzero(lengths)
-    if (lengths[at] != width).any():
-        raise StateLostError(
-            "TM-4110",
-            f"examples log: examples with {lengths[at].min()} and with {width} features in one run; the declaration of "
-            "the features changed under the log; give the app a new name, or `tidemill reset`",
-        )
-    return at, lengths, width
 
 
 def _as_array(column: Any, kind: pa.DataType) -> pa.Array:

@@ -21,7 +21,8 @@ from tidemill.core.merge import Cut, Offered, Place, TimeOrderedMerge
 from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
 from tidemill.errors import FencedError, InvariantError, StateLostError, TidemillError, UnavailableError
-from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER, SourceBatch, SourceRecord
+from tidemill.io.offered import punctuation_of
+from tidemill.io.source import SourceBatch, SourceRecord
 
 SESSION_TIMEOUT_MS = 6_000  # a dead worker's partitions move within this
 POLL_RECORDS_MAX = 5_000
@@ -30,7 +31,7 @@ POLL_FULL_S = 0.003  # while the worker is behind: how soon it gets the next bat
 PAUSE_ABOVE_RECORDS = 20_000  # per partition: a few batches
 RESUME_BELOW_RECORDS = 10_000  # covers the .2 s that a resumed fetch takes to bring records again
 PAUSE_ABOVE_BYTES = 64 * 1024 * 1024  # over all partitions: large records must not fill the memory
-BATCHES_OUT_MAX = 2  # one that is worked on, one that waits
+BATCHES_OUT_MAX = 2  # one in work, one waiting
 FETCH_START_S = 2.0  # a fetch that begins anew looks for its leader first: until then nothing is known of the partition
 WAKE_UP_S = 0.05  # the answer does not matter
 REPORT_EVERY_S = 0.25  # how often `ends` and `blocked_by` are renewed
@@ -72,6 +73,7 @@ class Polling:
         topics: Sequence[TopicSpec],
         batch_records: int,
         is_bounded: bool,
+        batch_span_ms: int | None,
         max_idle_s: float,
         hooks: PollingHooks,
     ) -> None:
@@ -81,7 +83,7 @@ class Polling:
         self._is_bounded = is_bounded
         self._max_idle_s = max_idle_s
         self._hooks = hooks
-        self._merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=is_bounded)
+        self._merge = TimeOrderedMerge([t.role for t in topics], is_bounded=is_bounded, span_ms=batch_span_ms)
         self._settings = {
             **settings,
             "group.id": group_id,
@@ -377,15 +379,6 @@ class Polling:
 
     def _at(self, places: Iterable[Place]) -> list[TopicPartition]:
         return [TopicPartition(self._topics[index].name, number) for index, number in places]
-
-
-def punctuation_of(message: Message) -> tuple[int | None, bool]:
-    """(event time, is it the end) of a record without value; (None, False) when it is no valid punctuation."""
-    headers = dict(message.headers() or ())
-    text = headers.get(PUNCTUATION_HEADER)
-    if message.key() is not None or not isinstance(text, bytes) or not text.isdigit() or len(text) > 15:
-        return None, False
-    return int(text), END_HEADER in headers
 
 
 def _wrapped(error: KafkaError) -> TidemillError:

@@ -5,7 +5,8 @@ that makes all of its checks before its first write, so a commit applies as a wh
 
 Keys begin with `tm:{<app>}:`: `s:<key>` feature state, `r:<id>` rows, `due:<partition>` sorted set of ids by due time,
 `p:<partition>` owner, applied, committed, watermark, lagging, fresh; `o:<partition>` outbox, `partitions`,
-`incarnation`, `lineage`, `config`. The braces keep an app on one node: scripts name keys themselves.
+`incarnation`, `lineage`, `config`, `features`; `filling` and `filled` while a fill goes on. The braces keep an app on
+one node: scripts name keys themselves.
 """
 
 from __future__ import annotations
@@ -15,17 +16,12 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
-from itertools import islice
 from typing import Any
-
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from tidemill.core.ports import Applied, Conflict
 from tidemill.core.records import Commit, Due, Mark, Partition, Reads, StateView
 from tidemill.core.state import digest
-from tidemill.errors import ConfigError, FencedError, InvariantError, UnavailableError
+from tidemill.errors import ConfigError, FencedError
 from tidemill.io.commit_arguments import (
     Argument,
     check_commit,
@@ -34,6 +30,7 @@ from tidemill.io.commit_arguments import (
     partition_name,
     unpack_outbox,
 )
+from tidemill.io.redis_connection import Command, RedisConnection
 from tidemill.io.store_answers import (
     ClaimedPartition,
     ClaimView,
@@ -45,32 +42,9 @@ from tidemill.io.store_answers import (
 
 __all__ = ["ClaimView", "ClaimedPartition", "RedisStore", "load_script"]
 
-CONNECT_DEADLINE_S = 2.0  # a server on the same network answers within milliseconds
-ANSWER_DEADLINE_S = 15.0  # rides out a pause of 10 s (fail-over, snapshot); no Kafka transaction is open meanwhile
 VERSION_MIN = (7, 0)  # the first one whose scripts state their flags, on which atomicity under maxmemory rests
-SCAN_KEYS = 2_000  # per round trip; bounds the reply, not the result
 SCRIPT_NAMES = ("claim", "commit", "marks", "positions", "published", "rebuild", "release", "start", "touch")
 UNCLAIMED = "unclaimed"  # before the first claim; equals no token and no incarnation
-# Replies that say "not now" rather than "never": a fail-over, a start, another script, replicas missing, a full disk.
-_NOT_NOW = (
-    "READONLY",
-    "LOADING",
-    "MASTERDOWN",
-    "CLUSTERDOWN",
-    "TRYAGAIN",
-    "BUSY",
-    "NOREPLICAS",
-    "MISCONF",
-    "UNBLOCKED",
-)
-_NOT_NOW_ERRORS = (
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.TryAgainError,
-)
-
-Command = tuple[Argument, ...]
 
 
 def load_script(name: str) -> str:
@@ -88,6 +62,7 @@ class RedisStore:
         *,
         owner_slot: str,
         config_digest: str,
+        features: str = "",
         random_hex: Callable[[int], str] = secrets.token_hex,
     ) -> None:
         """Connects at the first call.
@@ -95,25 +70,18 @@ class RedisStore:
         Args:
             owner_slot: the stable part of the owner token; two processes never share one at a time.
             config_digest: of everything that workers of one app must have in common.
+            features: what the state belongs to (core.feature_versions); "" = not stated.
             random_hex: given a number of bytes, hex that no other claim ever had.
         """
         self._app = app
         self._prefix = f"tm:{{{app}}}:"
         self._owner_slot = owner_slot
         self._config_digest = config_digest
+        self._features = features
         self._random_hex = random_hex
-        # No retry by the client: after a lost reply the result is unknown, and only a claim can find it out.
-        self._client = redis.Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_DEADLINE_S,
-            socket_timeout=ANSWER_DEADLINE_S,
-        )
-        settings = self._client.connection_pool.connection_kwargs
-        self._address = settings.get("path") or f"{settings.get('host')}:{settings.get('port')}"
-        self._scripts = {name: load_script(name) for name in SCRIPT_NAMES}
-        self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in self._scripts.items()}
+        scripts = {name: load_script(name) for name in SCRIPT_NAMES}
+        self._connection = RedisConnection(url, list(scripts.values()))
+        self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in scripts.items()}
         self._token = UNCLAIMED
         self._incarnation: str | None = None
 
@@ -141,7 +109,7 @@ class RedisStore:
         ]
         commands += self._get_many("s:", reads.state_keys)
         commands += self._get_many("r:", reads.ids)
-        replies = iter(self._run(*commands))
+        replies = iter(self._connection.run(*commands))
         marks = _parse_marks(next(replies))
         listed = [
             Due(partition, id_.decode(), int(time))
@@ -155,13 +123,13 @@ class RedisStore:
         known = dict(zip(reads.ids, rows, strict=True))
         missing = [entry.id for entry in due if entry.id not in known]
         for command in self._get_many("r:", missing):
-            known.update(zip(missing, self._run(command)[0], strict=True))
+            known.update(zip(missing, self._connection.run(command)[0], strict=True))
         return StateView(tuple(state), tuple(rows), tuple((entry, known[entry.id]) for entry in due), marks)
 
     def commit(self, commit: Commit) -> Applied | Conflict:
         check_commit(commit)
         arguments = commit_arguments(commit, self._prefix, self._incarnation or UNCLAIMED, self._token)
-        answer, marks = self._run(self._script("commit", *arguments), self._script("marks"))
+        answer, marks = self._connection.run(self._script("commit", *arguments), self._script("marks"))
         if answer[0] == b"conflict":
             ids = list(commit.read_set)
             return Conflict(tuple(ids[place] for place in answer[1:]))
@@ -170,11 +138,11 @@ class RedisStore:
 
     def mark_published(self, offsets_next: Mapping[Partition, int]) -> Mapping[Partition, Mark]:
         pairs = [word for partition, at in offsets_next.items() for word in (partition_name(partition), at)]
-        _, marks = self._run(self._script("published", self._token, *pairs), self._script("marks"))
+        _, marks = self._connection.run(self._script("published", self._token, *pairs), self._script("marks"))
         return _parse_marks(marks)
 
     def marks(self) -> Mapping[Partition, Mark]:
-        return _parse_marks(self._run(self._script("marks"))[0])
+        return _parse_marks(self._connection.run(self._script("marks"))[0])
 
     def claim(self, partitions: Sequence[Partition], *, may_create: bool) -> ClaimView:
         """Own exactly these partitions from now on: a new token voids every script that was sent before, ours too.
@@ -189,7 +157,8 @@ class RedisStore:
         self._token = f"{self._owner_slot}:{self._random_hex(8)}"
         created = self._random_hex(8) if may_create else ""
         names = [partition_name(partition) for partition in partitions]
-        answer = self._run(self._script("claim", self._token, self._config_digest, created, *names))[0]
+        stated = (self._config_digest, created, self._features)
+        answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
         if answer[0] == b"other configuration":
             raise other_configuration(self._app, ours=self._config_digest, found=answer[1].decode())
         if answer[0] == b"lost":
@@ -215,7 +184,7 @@ class RedisStore:
         Raises:
             StateLostError: TM-4105, positions are left, so only a part of the store is gone.
         """
-        answer = self._run(self._script("rebuild", new_incarnation, *filter(None, earlier)))[0]
+        answer = self._connection.run(self._script("rebuild", new_incarnation, *filter(None, earlier)))[0]
         if answer[0] == b"not empty":
             raise store_not_empty(self._app, parse_partition(answer[1]))
         return str(answer[1].decode())
@@ -241,22 +210,40 @@ class RedisStore:
 
     def release(self, partitions: Sequence[Partition]) -> None:
         """Give partitions back; those that are not ours stay as they are."""
-        self._run(self._script("release", self._token, *map(partition_name, partitions)))
+        self._connection.run(self._script("release", self._token, *map(partition_name, partitions)))
 
     def set_positions(self, offsets: Mapping[Partition, int]) -> None:
         """For `tidemill reset`: applied and committed move, owners are voided, unsent outputs are dropped."""
-        self._run(self._script("positions", *(w for p, at in offsets.items() for w in (partition_name(p), at))))
+        self._connection.run(
+            self._script("positions", *(w for p, at in offsets.items() for w in (partition_name(p), at)))
+        )
 
     def set_config(self) -> None:
         """For `tidemill reset --config`: from now on the store belongs to workers of this configuration."""
-        self._run(("SET", self._prefix + "config", self._config_digest))
+        values = {"config": self._config_digest, **({"features": self._features} if self._features else {})}
+        words = [word for name, value in values.items() for word in (self._prefix + name, value)]
+        self._connection.run(("DEL", self._prefix + "filling"), ("MSET", *words))
+
+    def mark_loaded(self, version: str) -> None:
+        """Tell who waits for it that this slot has the model version at hand."""
+        self._connection.run(("SADD", f"{self._prefix}loaded:{version}", self._owner_slot))
+
+    def loaded_slots(self, version: str) -> frozenset[str]:
+        """The slots that said so."""
+        return frozenset(
+            slot.decode() for slot in self._connection.run(("SMEMBERS", f"{self._prefix}loaded:{version}"))[0]
+        )
+
+    def forget_loaded(self, version: str) -> None:
+        """Before a version is prepared anew: what was said of an earlier time does not count."""
+        self._connection.run(("DEL", f"{self._prefix}loaded:{version}"))
 
     def feature_digest(self) -> str:
         """Of the whole feature state; only meaningful while nobody commits."""
 
         def items() -> Iterator[tuple[str, bytes]]:
-            for keys in self._scan("s:"):
-                for key, value in zip(keys, self._run(("MGET", *keys))[0], strict=True):
+            for keys in self._connection.scan(f"{self._prefix}s:*"):
+                for key, value in zip(keys, self._connection.run(("MGET", *keys))[0], strict=True):
                     if value is not None:
                         yield key[len(self._prefix) + 2 :].decode(), value
 
@@ -265,8 +252,8 @@ class RedisStore:
     def row_counts(self) -> dict[int, int]:
         """Rows by their state (core.rows.RowState)."""
         counts: Counter[int] = Counter()
-        for keys in self._scan("r:"):
-            states = self._run(*(("GETRANGE", key, 8, 8) for key in keys))
+        for keys in self._connection.scan(f"{self._prefix}r:*"):
+            states = self._connection.run(*(("GETRANGE", key, 8, 8) for key in keys))
             counts.update(state[0] for state in states if state)
         return dict(counts)
 
@@ -276,28 +263,29 @@ class RedisStore:
         Raises:
             ConfigError: TM-4106, it evicts keys; TM-4107, it is older than 7.0.
         """
-        info: dict[str, Any] = self._run(("INFO",))[0]
+        address = self._connection.address
+        info: dict[str, Any] = self._connection.run(("INFO",))[0]
         version = str(info["redis_version"])  # Valkey states the Redis version that it is compatible with
         if tuple(int(part) for part in version.split(".")[:2]) < VERSION_MIN:
             raise ConfigError(
                 "TM-4107",
-                f"store at {self._address} is Redis {version}; Tidemill needs Redis 7.0 or Valkey 7.2, or later",
+                f"store at {address} is Redis {version}; Tidemill needs Redis 7.0 or Valkey 7.2, or later",
             )
         policy = info["maxmemory_policy"]
         if policy != "noeviction":
             raise ConfigError(
                 "TM-4106",
-                f"store at {self._address} has maxmemory-policy {policy}: it would forget state in silence; set "
+                f"store at {address} has maxmemory-policy {policy}: it would forget state in silence; set "
                 "`maxmemory-policy noeviction` in its configuration",
             )
 
     def wipe(self) -> None:
         """Delete every key of the app."""
-        for keys in self._scan(""):
-            self._run(("UNLINK", *keys))
+        for keys in self._connection.scan(f"{self._prefix}*"):
+            self._connection.run(("UNLINK", *keys))
 
     def close(self) -> None:
-        self._client.close()
+        self._connection.close()
 
     def _key(self, kind: str, partition: Partition) -> str:
         return f"{self._prefix}{kind}:{partition_name(partition)}"
@@ -310,69 +298,8 @@ class RedisStore:
         return ("EVALSHA", self._hashes[name], 1, self._prefix, *arguments)
 
     def _fenced(self, script: str, *arguments: Argument) -> None:
-        answer = self._run(self._script(script, self._incarnation or UNCLAIMED, self._token, *arguments))[0]
+        answer = self._connection.run(self._script(script, self._incarnation or UNCLAIMED, self._token, *arguments))[0]
         _raise_if_fenced(answer)
-
-    def _scan(self, kind: str) -> Iterator[list[bytes]]:
-        """The keys of a kind, each once, in lists of at most SCAN_KEYS."""
-        found: set[bytes] = set()
-        cursor = 0
-        while True:
-            cursor, keys = self._run(("SCAN", cursor, "MATCH", f"{self._prefix}{kind}*", "COUNT", SCAN_KEYS))[0]
-            found.update(keys)
-            if int(cursor) == 0:
-                break
-        rest = iter(found)
-        while keys := list(islice(rest, SCAN_KEYS)):
-            yield keys
-
-    def _run(self, *commands: Command) -> list[Any]:
-        """The replies to commands sent in one round trip.
-
-        Raises:
-            UnavailableError: TM-3101, no answer or not now, what was sent may have taken effect; TM-3102, the server is
-                full, nothing took effect.
-            InvariantError: TM-9102, the server refuses a command for good.
-        """
-        try:
-            replies = self._send(commands)
-            unknown = [
-                place for place, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)
-            ]
-            if unknown:  # a new server, or one that was restarted
-                self._send([("SCRIPT LOAD", source) for source in self._scripts.values()])
-                for place, reply in zip(unknown, self._send([commands[place] for place in unknown]), strict=True):
-                    replies[place] = reply
-            for reply in replies:
-                if isinstance(reply, Exception):
-                    raise reply
-        except redis.exceptions.OutOfMemoryError as error:
-            raise UnavailableError(
-                "TM-3102",
-                f"store at {self._address} is full (maxmemory): {error}; nothing was written; raise maxmemory, the "
-                "worker goes on by itself",
-            ) from error
-        except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, *_NOT_NOW_ERRORS, OSError) as error:
-            raise self._unavailable(error) from error
-        except redis.exceptions.RedisError as error:
-            if str(error).startswith(_NOT_NOW):
-                raise self._unavailable(error) from error
-            raise InvariantError("TM-9102", f"store at {self._address} refused {commands[0][0]!s}: {error}") from error
-        return replies
-
-    def _send(self, commands: Sequence[Command]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-        replies: list[Any] = pipeline.execute(raise_on_error=False)
-        return replies
-
-    def _unavailable(self, error: Exception) -> UnavailableError:
-        return UnavailableError(
-            "TM-3101",
-            f"store at {self._address} does not answer: {error}; what was sent may have taken effect, the worker "
-            "claims its partitions again; see whether the server runs and whether redis_url names it",
-        )
 
 
 def _raise_if_fenced(answer: Sequence[bytes]) -> None:

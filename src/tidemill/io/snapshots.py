@@ -1,7 +1,7 @@
-"""Snapshots of the learner on an object store: a folder, S3, GCS or Azure.
+"""Snapshots of the models on an object store: a folder, S3, GCS or Azure.
 
-In: a frozen snapshot. Out: the newest good one. Invariant: an object is whole or refused (one JSON line, the model, 16
-bytes of BLAKE2b over all before), and a whole one is never overwritten: the first worker writes it, the others compare.
+In: a frozen snapshot. Out: the newest good one. Invariant: an object is whole or refused (one JSON line, the learners,
+16 bytes of BLAKE2b over all before), and a whole one is never overwritten: the first worker writes, others compare.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from hashlib import blake2b
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from obstore.exceptions import AlreadyExistsError, NotFoundError
-from obstore.store import LocalStore, ObjectStore, from_url
 
-from tidemill.core.snapshot import LearnerSnapshot, state_digest
+from tidemill.core.snapshot import ModelSnapshot, digest_of
 from tidemill.errors import ModelRefusedError
+from tidemill.io.object_store import open_store
 
-FORMAT = "tidemill.learner.v1"
-SUFFIX = ".learner"
+FORMAT = "tidemill.models.v1"
+SUFFIX = ".models"
 CHECK_BYTES = 16
 KEPT = 5  # snapshots per folder: 100,000 examples back at the default distance
 
 
-def pack_snapshot(snapshot: LearnerSnapshot) -> bytes:
-    """One object: a line of JSON, the model's bytes, the check."""
+def pack_snapshot(snapshot: ModelSnapshot) -> bytes:
+    """One object: a line of JSON, the learners' bytes, the check."""
     header = asdict(snapshot)
-    del header["model"]
-    body = json.dumps({"format": FORMAT, **header}, sort_keys=True).encode() + b"\n" + snapshot.model
+    header["learners"] = [len(learner) for learner in snapshot.learners]
+    line = json.dumps({"format": FORMAT, **header}, sort_keys=True).encode()
+    body = b"".join([line, b"\n", *snapshot.learners])
     return body + _check(body)
 
 
-def unpack_snapshot(data: bytes, name: str) -> LearnerSnapshot:
+def unpack_snapshot(data: bytes, name: str) -> ModelSnapshot:
     """The inverse; `name` is for messages.
 
     Raises:
@@ -42,18 +44,20 @@ def unpack_snapshot(data: bytes, name: str) -> LearnerSnapshot:
     body, check = data[:-CHECK_BYTES], data[-CHECK_BYTES:]
     if len(data) <= CHECK_BYTES or _check(body) != check:
         raise _refusal(name, f"its {len(data)} bytes are cut or changed")
-    line, _, model = body.partition(b"\n")
+    line, _, rest = body.partition(b"\n")
     try:
         header = json.loads(line)
     except ValueError as error:
         raise _refusal(name, f"its first line is not JSON: {error}") from error
-    names = {field.name for field in fields(LearnerSnapshot)} - {"model"}
+    names = {field.name for field in fields(ModelSnapshot)}
     if not isinstance(header, dict) or header.pop("format", None) != FORMAT or header.keys() != names:
         raise _refusal(name, f"it is not of format {FORMAT}")
-    snapshot = LearnerSnapshot(model=model, **header)
-    found = state_digest(model, snapshot.learned, snapshot.positives)
-    if found != snapshot.digest:
-        raise _refusal(name, f"its weights have digest {found}, promised was {snapshot.digest}")
+    ends = [*accumulate(header.pop("learners"))]
+    learners = tuple(rest[start:end] for start, end in pairwise([0, *ends]))
+    snapshot = ModelSnapshot(learners=learners, **header)
+    found = digest_of(snapshot)
+    if found != snapshot.digest or len(rest) != ends[-1]:
+        raise _refusal(name, f"its content has digest {found}, promised was {snapshot.digest}")
     return snapshot
 
 
@@ -62,19 +66,14 @@ def _warn(reason: str) -> None:
 
 
 class SnapshotStore:
-    """Snapshots by app, model version, features and N; those of other features neither collide nor push out."""
+    """Snapshots by app, features and N; those of other features neither collide nor push out."""
 
     def __init__(self, url_or_folder: str | Path, *, kept: int = KEPT) -> None:
         """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
-        is_url = isinstance(url_or_folder, str) and "://" in url_or_folder
-        self._store: ObjectStore = (
-            from_url(str(url_or_folder))
-            if is_url
-            else LocalStore(Path(url_or_folder).expanduser().absolute(), automatic_cleanup=False, mkdir=True)
-        )
+        self._store = open_store(url_or_folder)
         self._kept = kept
 
-    def put(self, app: str, model_version: str, snapshot: LearnerSnapshot) -> bool:
+    def put(self, app: str, snapshot: ModelSnapshot) -> bool:
         """Write the snapshot unless its N has one, then drop the oldest beyond `kept`.
 
         A broken one that is there gives way: the log folded again comes past this N each time.
@@ -84,7 +83,7 @@ class SnapshotStore:
         Raises:
             ModelRefusedError: the one that is there has another digest: two workers folded the same log differently.
         """
-        folder = _folder(app, model_version, snapshot.feature_digest)
+        folder = _folder(app, snapshot.feature_digest)
         path, data = f"{folder}{snapshot.n:020d}{SUFFIX}", pack_snapshot(snapshot)
         try:
             self._store.put(path, data, mode="create")
@@ -99,17 +98,16 @@ class SnapshotStore:
     def newest(
         self,
         app: str,
-        model_version: str,
         at_most: int | None,
         feature_digest: str,
         *,
         on_refused: Callable[[str], None] = _warn,
-    ) -> LearnerSnapshot | None:
+    ) -> ModelSnapshot | None:
         """The good snapshot with the largest N, not above `at_most`, made of these features; None if there is none.
 
         Those that are broken or of other features are passed over, each with its reason to `on_refused`.
         """
-        for n, path in self._listed(_folder(app, model_version, feature_digest)):
+        for n, path in self._listed(_folder(app, feature_digest)):
             if at_most is not None and n > at_most:
                 continue
             try:
@@ -129,7 +127,7 @@ class SnapshotStore:
                 return snapshot
         return None
 
-    def _is_whole_beside(self, path: str, snapshot: LearnerSnapshot) -> bool:
+    def _is_whole_beside(self, path: str, snapshot: ModelSnapshot) -> bool:
         """Whether the one that is there can stay; False: it is broken.
 
         Raises:
@@ -168,8 +166,8 @@ class SnapshotStore:
             return  # another worker was faster
 
 
-def _folder(app: str, model_version: str, feature_digest: str) -> str:
-    return f"{app}/{model_version}/{feature_digest}/"
+def _folder(app: str, feature_digest: str) -> str:
+    return f"{app}/{feature_digest}/"
 
 
 def _check(body: bytes) -> bytes:

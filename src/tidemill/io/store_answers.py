@@ -61,8 +61,8 @@ def other_configuration(app: str, *, ours: str, found: str) -> ConfigError:
     return ConfigError(
         "TM-4104",
         f"app {app}: this worker's configuration is {ours}, the store's is {found}; workers of one app need the same "
-        "YAML, schemas and platform. To change it, stop all workers and run `tidemill reset --config`, or choose a new "
-        "app name",
+        "YAML, schemas and platform. To change it, stop all workers and run `tidemill reset --config` (features: raise "
+        "the group's version and run `tidemill features fill`), or choose a new app name",
     )
 
 

@@ -6,9 +6,9 @@ stages of the app), never ids.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, start_http_server
 
 from tidemill.core.records import Outcome, Partition
 
@@ -87,3 +87,39 @@ class Telemetry:
     def text(self) -> bytes:
         """What a Prometheus scrape gets."""
         return generate_latest(self.registry)
+
+
+class MonitorTelemetry:
+    """What the monitor shows of the newest window of each kind; its own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._loss = Gauge(
+            "tidemill_progressive_loss",
+            "Log loss of what was served before its label was known.",
+            ["model", "window"],
+            registry=self.registry,
+        )
+        self._delay = Gauge(
+            "tidemill_label_delay_seconds",
+            "From event to label, over the newest window of a kind.",
+            ["quantile", "window"],
+            registry=self.registry,
+        )
+
+    def set_loss(self, *, model: str, window: str, log_loss: float) -> None:
+        self._loss.labels(model, window).set(log_loss)
+
+    def set_label_delay(self, *, window: str, quantile: str, seconds: float) -> None:
+        self._delay.labels(quantile, window).set(seconds)
+
+    def serve(self, port: int) -> Callable[[], None]:
+        """Answer scrapes on 127.0.0.1 from a thread of its own; what ends that."""
+        server, thread = start_http_server(port, addr="127.0.0.1", registry=self.registry)
+
+        def end() -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+        return end

@@ -14,12 +14,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.core.records import Batch, DeadLetter, Int64s, Kind, Partition, Span, TopicRecords
-from tidemill.core.spec import AppSpec, TopicSpec
+from tidemill.core.records import Batch, Command, DeadLetter, Int64s, Kind, Partition, Span, TopicRecords
+from tidemill.core.rules import broken_text, first_broken
+from tidemill.core.spec import AppSpec, RuleSpec, TopicSpec
 from tidemill.io.dead_letters import Code, dead_letter_output
 from tidemill.io.framing import CONFLUENT_MAGIC, HEADER_BYTES, MAGIC, fingerprint_text
 from tidemill.io.judge import Fault
-from tidemill.io.outputs import Command, Encoder, decode, decode_examples, decode_rows
+from tidemill.io.outputs import (
+    Encoder,
+    FeatureShape,
+    decode,
+    decode_commands,
+    decode_examples,
+    decode_rows,
+    without_commands,
+)
 from tidemill.io.resolution import ReaderSchema, Resolution
 from tidemill.io.source import PUNCTUATION_HEADER, Message, SourceRecord
 
@@ -36,6 +45,7 @@ class _Topic:
     def __init__(self, spec: TopicSpec, writers: Sequence[Mapping[str, Any]]) -> None:
         self.spec = spec
         self.reader = ReaderSchema(spec.name, spec.schema)
+        self.refusing = [rule for rule in spec.rules if rule.otherwise == "dead_letter"]
         self.resolutions = {each.header: each for each in (Resolution(self.reader, w) for w in (spec.schema, *writers))}
 
 
@@ -153,6 +163,8 @@ class InputDecoder:
             if topic.spec.time_field is not None:
                 times = columns.column(topic.spec.time_field).fill_null(-1).cast(pa.int64()).to_numpy()
             unfit = _unfit(topic.spec, columns, times)
+            if topic.refusing:
+                unfit = {**_rule_breakers(topic.refusing, columns), **unfit}
             if unfit:
                 faults.update((int(places[row]), fault) for row, fault in unfit.items())
                 rest = np.setdiff1d(np.arange(len(places)), list(unfit))
@@ -174,7 +186,7 @@ class InputDecoder:
             timestamp=message.timestamp()[1],
             code=str(fault.code),
             message=f"{partition}@{record.offset}: {fault.what}",
-            stage="decode",
+            stage="rules" if fault.code is Code.RULE else "decode",
         )
 
     def _order(
@@ -215,6 +227,17 @@ def _unfit(topic: TopicSpec, columns: pa.RecordBatch, time: Int64s) -> dict[int,
         for row in np.flatnonzero(time < 0).tolist():
             unfit.setdefault(row, Fault(Code.NO_TIME, what))
     return unfit
+
+
+def _rule_breakers(rules: Sequence[RuleSpec], columns: pa.RecordBatch) -> dict[int, Fault]:
+    """Rows that break a rule whose records are dead letters."""
+    broken = first_broken(rules, columns)
+    if broken is None:
+        return {}
+    return {
+        row: Fault(Code.RULE, broken_text(rules[broken[row]], columns.slice(row, 1)))
+        for row in np.flatnonzero(broken >= 0).tolist()
+    }
 
 
 def _joined(topic: str, parts: Sequence[tuple[Int64s, pa.RecordBatch]]) -> TopicRecords:
@@ -263,10 +286,13 @@ def _moved(found: TopicRecords, place_of: Int64s) -> TopicRecords:
 __all__ = [
     "Command",
     "Encoder",
+    "FeatureShape",
     "InputDecoder",
     "SourceRecord",
     "dead_letter_output",
     "decode",
+    "decode_commands",
     "decode_examples",
     "decode_rows",
+    "without_commands",
 ]

@@ -1,0 +1,135 @@
+"""Promotions and rollbacks while two workers are under load: the log alone tells who scored what."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from shop import Shop, a_shop
+
+from tidemill.apps.commands import CommandWriter, promote, role_history
+from tidemill.apps.training import train
+from tidemill.core.roles import INITIAL
+
+pytestmark = pytest.mark.servers
+
+CHANGES = 100
+WORKERS = 2
+TAUGHT = 800  # orders with labels before the first training
+
+
+@pytest.fixture
+def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
+    with a_shop(servers, app_name, tmp_path) as made:
+        yield made
+
+
+class Load:
+    """Orders, and returns half a second later, until it is stopped."""
+
+    def __init__(self, shop: Shop) -> None:
+        self._shop = shop
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._send, daemon=True)
+        self.sent = 0
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._is_over.set()
+        self._thread.join()
+        self._shop.producer.flush()
+
+    def _send(self) -> None:
+        while not self._is_over.is_set():
+            for _ in range(20):
+                number = 100_000 + self.sent
+                amount = float(number * 7 % 100)
+                self._shop.send("event", str(number), 0, order=number, product=f"p{number % 5}", amount=amount)
+                if self.sent >= 200:
+                    late = number - 200
+                    is_returned = late * 7 % 100 > 60
+                    self._shop.send("label", str(late), 0, order=late, returned=is_returned)
+                self.sent += 1
+            self._shop.producer.poll(0)
+            time.sleep(0.03)
+
+
+@pytest.fixture
+def workers(shop: Shop) -> Iterator[list[subprocess.Popen[bytes]]]:
+    started = []
+    for slot in range(WORKERS):
+        with (shop.folder / f"worker-{slot}.log").open("ab") as log:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "tidemill", "worker", str(shop.config), "--slot", str(slot)],
+                    env={
+                        **os.environ,
+                        "TIDEMILL_BOOTSTRAP_SERVERS": shop.settings.bootstrap_servers or "",
+                        "TIDEMILL_REDIS_URL": shop.settings.redis_url or "",
+                        "TIDEMILL_DATA": str(shop.folder),
+                    },
+                    stderr=log,
+                )
+            )
+    yield started
+    for one in started:
+        if one.poll() is None:
+            one.kill()
+            one.wait()
+
+
+def test_a_hundred_promotions_and_rollbacks_under_load_leave_no_doubt_who_scored_what(
+    shop: Shop, workers: list[subprocess.Popen[bytes]]
+):
+    with Load(shop) as load:
+        shop.until(lambda now: now.published.get("example", 0) >= TAUGHT)
+        versions = [
+            train(replace(shop.settings, app=replace(shop.settings.app, booster=spec)), cause="a test").version
+            for spec in (
+                replace(shop.settings.app.booster, rounds=4, min_child_weight=1.0),
+                replace(shop.settings.app.booster, rounds=9, min_child_weight=1.0),
+            )
+        ]
+        order = [versions[0], versions[1], INITIAL]
+        writer = CommandWriter(shop.settings)
+        champion, lacking = INITIAL, []
+        for change in range(CHANGES):
+            version = order[change % len(order)]
+            done = promote(
+                shop.settings, version, cause=f"change {change}", writer=writer, expects=champion, load_timeout_s=10
+            )
+            champion = version
+            lacking += done.lacking
+        writer.close()
+        until = load.sent + 400
+        shop.until(lambda now: load.sent > until)
+    shop.until(lambda now: now.published.get("prediction", 0) >= load.sent)
+    for worker in workers:
+        worker.send_signal(signal.SIGTERM)
+    assert [worker.wait(30) for worker in workers] == [0, 0]
+
+    history = role_history(shop.settings)
+    assert [command.kind for command, _ in history.obeyed] == ["prepare", "promote"] * CHANGES
+    assert history.ignored == () and lacking == []
+    predictions = shop.read("predictions")
+    assert len(predictions) == len({row["id"] for row in predictions})
+    disagreements = [row for row in predictions if row["model_version"] != history.at(row["n"]).champion]
+    assert disagreements == []
+    assert set(Counter(row["model_version"] for row in predictions)) == {INITIAL, *versions}
+    assert not any("degraded" in row["flags"] for row in predictions if row["n"] > 0)
+    for row in predictions:
+        assert (row["booster"] is None) == (row["model_version"] == INITIAL)
+    digests = {log.read_text().rpartition("model digest ")[2].strip() for log in shop.folder.glob("worker-*.log")}
+    assert "" not in digests
