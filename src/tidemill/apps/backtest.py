@@ -105,7 +105,9 @@ class _Watch:
         self, app: AppSpec, plan: FeaturePlan, training: ComparatorTraining | None, options: BacktestOptions
     ) -> None:
         self._options = options
-        self.validation = Validation(app, plan.category_names, training, measured_from_ms=options.measured_from_ms)
+        self.validation = Validation(
+            app, plan.category_names, training, measured_from_ms=options.measured_from_ms, sliced_windows=("run",)
+        )
         self.retraining: Retraining | None = None
         self.weights: list[WeightPoint] = []
         self.time_first = -1

@@ -127,11 +127,11 @@ class LearnerSpec:
 class BoosterSpec:
     """How a booster is trained (XGBoost's terms), and what of it the learner sees."""
 
-    rounds: int = 200  # trees at most: each costs 30 ns a row when it scores; early stopping mostly ends before
-    early_stopping_rounds: int = 25  # trees without a better loss on the newest examples
+    rounds: int = 180  # trees at most: each costs 30 ns a row when it scores; early stopping mostly ends before
+    early_stopping_rounds: int = 15  # trees without a better loss on the newest examples
     validation_share: float = 0.1  # of the examples, the newest by label time: they say how many trees
     max_depth: int = 6
-    learning_rate: float = 0.1
+    learning_rate: float = 0.12
     subsample: float = 0.8
     column_share: float = 0.3  # of the columns, for each tree
     min_child_weight: float = 50.0

@@ -71,6 +71,7 @@ class Validation:
     Args:
         category_names: of the features, in the order of `FeatureBatch.categories`.
         training: trains comparators of kind booster; needed when one is declared.
+        sliced_windows: the widths that are sliced; slices are most of the memory.
         measured_from_ms: earlier events teach the comparators and are not measured; None = all are.
     """
 
@@ -81,8 +82,10 @@ class Validation:
         training: Training | None = None,
         *,
         measured_from_ms: int | None = None,
+        sliced_windows: Sequence[str] = SLICED_WINDOWS,
     ) -> None:
         self._measured_from_ms = measured_from_ms
+        self._sliced_windows = tuple(sliced_windows)
         self._costs = spec.costs
         self._comparators = Comparators(spec.comparators, training)
         self.series = (*SERVED_SERIES, *self._comparators.names)
@@ -132,7 +135,7 @@ class Validation:
         changed, self._slices_changed = self._slices_changed, set()
         if shown != self._values_shown:
             self._values_shown = shown
-            changed = {window for window in self._measured if window.name in SLICED_WINDOWS}
+            changed = {window for window in self._measured if window.name in self._sliced_windows}
         return sorted(changed)
 
     def window_rows(self, window: Window) -> Iterator[Row]:
@@ -188,7 +191,7 @@ class Validation:
             self._cells_of(groups[0]).add(scored, groups, number_of_row)
             self._measured.update(windows)
             self._changed.update(windows)
-            if name in SLICED_WINDOWS:
+            if name in self._sliced_windows:
                 self._slices_changed.update(windows)
                 for column, code in enumerate(codes):
                     pairs, pair_of_row = np.unique(number_of_row * (VALUES_MAX + 1) + code, return_inverse=True)
