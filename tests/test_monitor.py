@@ -50,7 +50,7 @@ def serve(shop: Shop, first: int, count: int) -> None:
     shop.producer.flush()
     shop.start()
     done = (first + count) // 5 * 4
-    shop.until(lambda now: now.published.get("example") == done and now.published["prediction"] == first + count)
+    shop.until(lambda now: now.published.get("example") == done and now.published.get("prediction") == first + count)
     assert shop.stop() == 0
 
 

@@ -24,6 +24,10 @@ class TidemillError(Exception):
         self.code = code
         self.message = message
 
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        """So that an error of another process arrives as what it is."""
+        return (type(self), (self.code, self.message))
+
 
 class ConfigError(TidemillError):
     exit_code = 3

@@ -29,6 +29,7 @@ from tidemill.apps.predictions_file import PredictionsFile
 from tidemill.apps.retraining import RetrainPlan
 from tidemill.config import Settings, load_settings
 from tidemill.core.merge import Offered
+from tidemill.core.spec import AppSpec, ComparatorSpec
 from tidemill.errors import ConfigError
 
 
@@ -80,9 +81,7 @@ def run_job(
 ) -> Measured:
     """Open the past and run it."""
     settings = load_settings(job.config, bootstrap_servers=job.bootstrap_servers, data_folder=job.data_folder)
-    app = settings.app
-    if not job.has_boosters_beside:
-        app = replace(app, comparators=tuple(one for one in app.comparators if one.kind != "booster"))
+    app = _with_comparators(settings.app, has_boosters=job.has_boosters_beside)
     lanes, sources, total = _open(settings, job)
     retrain = (
         None
@@ -113,6 +112,14 @@ def run_job(
             report=report,
         )
         return run_backtest(app, lanes, sources, options)
+
+
+def _with_comparators(app: AppSpec, *, has_boosters: bool) -> AppSpec:
+    """Those declared, and the two that every accuracy is read against."""
+    kept = tuple(one for one in app.comparators if has_boosters or one.kind != "booster")
+    kinds = {one.kind for one in kept}
+    baselines = (ComparatorSpec(name="constant", kind="constant"), ComparatorSpec(name="no_change", kind="no_change"))
+    return replace(app, comparators=(*kept, *(one for one in baselines if one.kind not in kinds)))
 
 
 def _open(settings: Settings, job: BacktestJob) -> tuple[Lanes, list[Source], int]:
