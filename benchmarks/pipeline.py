@@ -250,7 +250,7 @@ def run(
     inputs: Inputs,
     partitions: Sequence[Partition],
     *,
-    name: str,
+    title: str,
     is_peer: bool,
     profile: cProfile.Profile | None,
 ) -> Result:
@@ -317,7 +317,7 @@ def run(
     decode_examples = folding.decode_examples
     laps.watch(folding, "decode_examples", "fold: decode")
     names = [topic.name for topic in spec.topics]
-    result = Result(name)
+    result = Result(title)
     owned = frozenset(partitions)
     positions = dict.fromkeys(partitions, 0)
     marks: Mapping[Partition, Mark] = store.marks()
@@ -404,13 +404,13 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> list
         inputs = read_inputs(settings, partitions)
         console.print(f"{sum(len(cut.entries) for cut in inputs.cuts):,} records are in memory; running")
         profile = cProfile.Profile() if options.profile else None
-        results = [run(settings, inputs, partitions, name="no booster", is_peer=False, profile=profile)]
+        results = [run(settings, inputs, partitions, title="no booster", is_peer=False, profile=profile)]
         if profile is not None:
             profile.dump_stats(options.profile)
         if not options.no_peer:
-            results.append(run(peer, inputs, partitions, name="no guarantees", is_peer=True, profile=None))
+            results.append(run(peer, inputs, partitions, title="no guarantees", is_peer=True, profile=None))
         promote_a_booster(settings, full)
-        results.append(run(full, inputs, partitions, name="with booster", is_peer=False, profile=None))
+        results.append(run(full, inputs, partitions, title="with booster", is_peer=False, profile=None))
         if len({result.feature_digest for result in results}) > 1:
             raise SystemExit("error: the runs computed different features")
         return results

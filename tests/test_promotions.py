@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -133,3 +134,31 @@ def test_a_hundred_promotions_and_rollbacks_under_load_leave_no_doubt_who_scored
         assert (row["booster"] is None) == (row["model_version"] == INITIAL)
     digests = {log.read_text().rpartition("model digest ")[2].strip() for log in shop.folder.glob("worker-*.log")}
     assert "" not in digests
+
+    # What the command line tells of it.
+    listed = models(shop, "ls")
+    assert {row["version"]: row["role"] for row in listed["rows"]}[history.now.champion] == "champion"
+    assert models(shop, "rollback", "--dry-run")["rows"][0]["version"] == history.now.parent
+    one = next(row for row in predictions if row["booster"] is not None)
+    told = models(shop, "explain", one["id"])
+    assert told["prediction"]["model_version"] == one["model_version"]
+    assert [row["column"] for row in told["contributions"]] != []
+    assert {row["column"] for row in told["contributions"]} == {
+        feature.name for group in shop.settings.app.groups for feature in group.features
+    }
+
+
+def models(shop: Shop, verb: str, *arguments: str) -> dict:
+    """What `tidemill models` prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tidemill", "models", verb, str(shop.config), *arguments, "-o", "json", "--quiet"],
+        env={
+            **os.environ,
+            "TIDEMILL_BOOTSTRAP_SERVERS": shop.settings.bootstrap_servers or "",
+            "TIDEMILL_REDIS_URL": shop.settings.redis_url or "",
+            "TIDEMILL_DATA": str(shop.folder),
+        },
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

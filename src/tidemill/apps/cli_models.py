@@ -95,15 +95,15 @@ def list_models(
 
     now = role_history(settings).now
     roles = {now.parent: "parent", now.challenger: "challenger", now.champion: "champion"}
+    unknown = dict.fromkeys(SUMMARY, "")
     rows: list[dict[str, Any]] = []
-    registry, keys = registry_of(settings), trusted_keys(settings)
-    for version in registry.versions(settings.app.name):
-        role = roles.pop(version, "")
-        try:
-            rows.append(_summary(registry.load(settings.app.name, version, keys)[0], role))
-        except ModelRefusedError as error:
-            rows.append({"version": version, "role": role, "cause": f"refused: {error}"})
-    rows += [{"version": version, "role": role} for version, role in roles.items() if version]
+    for one in registry_of(settings).ls(settings.app.name, trusted_keys(settings)):
+        role = roles.pop(one.version, "")
+        if one.manifest is None:
+            rows.append({**unknown, "version": one.version, "role": role, "cause": f"refused: {one.refused}"})
+        else:
+            rows.append(_summary(one.manifest, role))
+    rows += [{**unknown, "version": version, "role": role} for version, role in roles.items() if version]
     print_rows("models", rows, SUMMARY, form)
     return 0
 
@@ -169,6 +169,43 @@ def promote(
         config, bootstrap_servers=bootstrap_servers, redis_url=redis_url, data_folder=data, needs_store=True
     )
     return _promote(settings, version, cause, load_timeout, output, is_dry_run=dry_run, config=config)
+
+
+@models_app.command()
+def explain(
+    config: Config,
+    event_id: Annotated[str, typer.Argument(metavar="ID", help="The event's id.")],
+    bootstrap_servers: Servers = None,
+    data: Data = None,
+    output: OutputForm = "table",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Why an event was scored as it was: exact contributions of every column to the booster's margin."""
+    form = form_of(output)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
+    from tidemill.apps.explaining import explain as explain_prediction
+    from tidemill.apps.results import Form, print_json, print_rows
+
+    found = explain_prediction(settings, event_id)
+    served = {name: found.prediction[name] for name in ("id", "model_version", "n", "blend", "booster", "learner")}
+    rows = [{"column": name, "value": value, "added": round(one, 4)} for name, value, one in found.contributions]
+    if form is not Form.TABLE:
+        print_json({"schema_version": 1, "prediction": served, "contributions": rows}, form)
+        return 0
+    print_rows("prediction", [served], tuple(served), form)
+    print_rows("log odds by column", rows, ("column", "value", "added"), form)
+    return 0
+
+
+@models_app.command()
+def key(config: Config, data: Data = None, quiet: Quiet = False, verbose: Verbose = False) -> int:
+    """The public key of who trains with this data folder, for `trusted_keys` of other machines."""
+    from tidemill.apps.models import signing_key
+    from tidemill.config import load_settings
+
+    print(signing_key(load_settings(config, data_folder=data)).public_key().text)
+    return 0
 
 
 @models_app.command()
