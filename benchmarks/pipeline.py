@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tidemill.apps import folding
+from tidemill.apps.boosters import train_for
 from tidemill.apps.commands import CommandWriter
 from tidemill.apps.cycle import Cycle
 from tidemill.apps.flights import run_producer
@@ -36,6 +37,7 @@ from tidemill.apps.publishing import Publishing
 from tidemill.apps.topics import ensure_app_topics
 from tidemill.apps.training import read_training_examples
 from tidemill.config import Settings, config_digest, load_settings
+from tidemill.core.batches import with_idle_partitions
 from tidemill.core.features import FeaturePlan
 from tidemill.core.merge import Cut, Offered, TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
@@ -48,9 +50,8 @@ from tidemill.io.kafka_reader import LogReader
 from tidemill.io.memory import MemoryBackend, MemoryStore
 from tidemill.io.offered import punctuation_of
 from tidemill.io.redis_store import RedisStore
-from tidemill.io.source import SourceRecord
+from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder
-from tidemill.models.booster_training import train_booster
 
 CONFIG = "config/flights.yaml"
 STAGES = (
@@ -226,13 +227,10 @@ def joined_group(clients: Mapping[str, Any], group: str, topics: Sequence[str]) 
 def promote_a_booster(trained_on: Settings, settings: Settings) -> None:
     """The first records of the app's examples log: a version, trained on what another run left, becomes champion."""
     plan = FeaturePlan(settings.app)
-    trained = train_booster(
+    trained = train_for(
+        settings.app,
+        plan,
         read_training_examples(trained_on, plan).rows(),
-        settings.app.booster,
-        app=settings.app.name,
-        feature_digest=plan.digest,
-        feature_names=plan.numeric_names,
-        category_names=plan.category_names,
         parent=INITIAL,
         cause="benchmark",
         created=0,
@@ -328,17 +326,14 @@ def run(
     with profile or nullcontext():
         for number, cut in enumerate(inputs.cuts):
             laps.start("other")
-            records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
-            spans = {p: Span(at, at, -1, False) for p, at in positions.items()}
-            spans |= {Partition(names[topic], partition): span for (topic, partition), span in cut.spans.items()}
-            batch = decoder.decode(records, spans)
+            batch = with_idle_partitions(decoder.decode(records_of(cut), spans_of(cut, names)), positions)
             watermark = min(mark.watermark for mark in marks.values())
             for report in cycle.run(Turn(batch, watermark, owned, "benchmark", number)):
                 marks = report.marks
                 result.records += report.records
                 for counter in report.outcome.outcomes.values():
                     result.pairs += counter[Outcome.EXAMPLE] + counter[Outcome.WAITING_JOINED]
-            positions |= {p: span.next for p, span in spans.items()}
+            positions |= {p: span.next for p, span in batch.spans.items()}
             result.batches += 1
             laps.stop()
     result.seconds = time.perf_counter() - started

@@ -98,10 +98,11 @@ class Shop:
 
 
 @contextmanager
-def a_shop(servers: Servers, app_name: str, folder: Path) -> Iterator[Shop]:
+def a_shop(servers: Servers, app_name: str, folder: Path, *, more: str = "") -> Iterator[Shop]:
+    """`more`: what stands in its YAML besides."""
     text = SHOP.read_text().replace("name: shop", f"name: {app_name}").replace("shop.", f"{app_name}.")
     config = folder / "shop.yaml"
-    config.write_text(text.replace("schema: ", f"schema: {SHOP.parent}/"))
+    config.write_text(text.replace("schema: ", f"schema: {SHOP.parent}/") + more)
     settings = load_settings(
         config, bootstrap_servers=servers.bootstrap_servers, redis_url=servers.redis_url, data_folder=folder
     )

@@ -12,12 +12,12 @@ from in_memory import a_shop as an_app
 
 from tidemill.apps.backtest_run import BacktestRun
 from tidemill.apps.retraining import Promoted, Retraining, RetrainPlan, Shelf
+from tidemill.core.features import FeaturePlan
 from tidemill.core.merge import Offered
 from tidemill.core.records import ExampleColumns, Outcome, Partition
 from tidemill.core.spec import AppSpec, BoosterSpec
 from tidemill.io.offered import offered
 from tidemill.io.wire import decode
-from tidemill.models.booster import Booster
 from tidemill.models.training_examples import TrainingExamples
 
 DAY_MS = 24 * HOUR_MS
@@ -47,7 +47,7 @@ class Past:
         self.examples: list[ExampleColumns] = []
         self.outputs: dict[str, list[bytes]] = {}
         self.training: TrainingExamples | None = None
-        self.shelf = Shelf(self._load)
+        self.shelf = Shelf(FeaturePlan(spec))
         self.run = BacktestRun(
             spec,
             load=self.shelf,
@@ -63,16 +63,6 @@ class Past:
         self.examples.append(examples)
         if self.training is not None:
             self.training.append(examples)
-
-    def _load(self, trained) -> Booster:
-        plan = self.run.plan
-        return Booster.load(
-            trained.model,
-            trained.manifest,
-            feature_names=plan.numeric_names,
-            category_names=plan.category_names,
-            feature_digest=plan.digest,
-        )
 
 
 def a_past(spec: AppSpec, events: int = 40, *, unlabelled: int = 5) -> Inputs:
@@ -183,6 +173,20 @@ def test_a_month_later_is_the_same_day_of_the_next_month():
     plan = RetrainPlan(first_ms=0)
     november, december, january = 1383264000000, 1385856000000, 1388534400000
     assert [plan.following(november), plan.following(december)] == [december, january]
+
+
+def test_what_is_to_be_done_at_one_time_is_done_in_the_order_of_the_calls():
+    past, done = Past(a_shop()), []
+    at = 1  # before the first record
+
+    def first() -> None:
+        done.append("first")
+        past.run.at(at, lambda: done.append("called by the first"))
+
+    past.run.at(at, first)
+    past.run.at(at, lambda: done.append("second"))
+    past.run.run(lanes_of(a_past(a_shop())))
+    assert done == ["first", "second", "called by the first"]
 
 
 def test_the_same_past_twice_publishes_the_same_bytes():

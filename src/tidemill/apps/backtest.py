@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.apps.backtest_log import OnOutputs
 from tidemill.apps.backtest_results import Counts as ResultCounts
 from tidemill.apps.backtest_results import (
     DelayBin,
@@ -39,8 +40,6 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.validation import Validation, Window
 from tidemill.core.validation_cells import Tally, delay_of
 from tidemill.errors import ConfigError
-from tidemill.models.booster import Booster
-from tidemill.models.booster_training import Trained
 
 SLICES_SHOWN = 20
 SLICE_EXAMPLES_MIN = 200  # below it an excess is mostly chance
@@ -48,8 +47,6 @@ DELAY_BINS = 24
 WEEK = "7d"
 WEEK_MS = 7 * 86_400_000
 WEIGHTS_EVERY_MS = 86_400_000
-
-OnOutputs = Callable[[str, list[bytes]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,16 +109,7 @@ class _Watch:
         self.weights: list[WeightPoint] = []
         self.time_first = -1
 
-        def load(trained: Trained) -> Booster:
-            return Booster.load(
-                trained.model,
-                trained.manifest,
-                feature_names=plan.numeric_names,
-                category_names=plan.category_names,
-                feature_digest=plan.digest,
-            )
-
-        self.shelf = Shelf(load)
+        self.shelf = Shelf(plan)
         self.run = BacktestRun(app, load=self.shelf, on_examples=self._on_examples, on_outputs=options.on_outputs)
 
     def on_batch(self, progress: Progress) -> None:

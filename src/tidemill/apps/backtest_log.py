@@ -6,7 +6,7 @@ transactional topics of one worker would have: each transaction that writes to t
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from tidemill.core.examples import between, joined, no_examples
@@ -20,7 +20,7 @@ OnOutputs = Callable[[str, list[bytes]], None]  # topic, values
 class BacktestLog:
     """Fulfils `apps.cycle.Publisher`, and is the log that the models fold.
 
-    counts: records by output topic. next_offset: of the examples log. own_next: behind its last record that counts.
+    next_offset: of the examples log. own_next: behind its last record that counts.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class BacktestLog:
         self._waiting: list[ExampleColumns] = []
         self._commands: list[Command] = []
         self._kept: deque[ExampleColumns] = deque()
-        self.counts: Counter[str] = Counter()
         self.next_offset = 0
         self.own_next = 0
 
@@ -49,7 +48,6 @@ class BacktestLog:
             for output in outputs[partition]:
                 by_topic.setdefault(output.topic, []).append(output.value or b"")
         for topic, values in by_topic.items():
-            self.counts[topic] += len(values)
             if topic == self._examples_topic:
                 self._append(values)
             else:

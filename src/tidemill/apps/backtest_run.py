@@ -10,10 +10,12 @@ import heapq
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import NamedTuple
 
 from tidemill.apps.backtest_log import BacktestLog, OnExamples, OnOutputs
 from tidemill.apps.cycle import Cycle, CycleReport
+from tidemill.core.batches import with_idle_partitions
 from tidemill.core.features import FeaturePlan
 from tidemill.core.merge import Cut, Offered, TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
@@ -21,7 +23,7 @@ from tidemill.core.records import Batch, Outcome, Partition, Span
 from tidemill.core.spec import AppSpec
 from tidemill.io.codec import WireCodec
 from tidemill.io.memory import MemoryBackend, MemoryStore
-from tidemill.io.source import SourceRecord
+from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder
 from tidemill.models.serving import LoadBooster, Serving
 
@@ -55,7 +57,6 @@ class Progress:
     batches: int = 0
     time: int = -1
     outcomes: Counter[Outcome] = field(default_factory=Counter)
-    seconds_by_stage: Counter[str] = field(default_factory=Counter)
 
 
 class BacktestRun:
@@ -87,21 +88,25 @@ class BacktestRun:
             store=self._store,
             scorer=self.serving,
             publisher=self.log,
-            fold=self._fold,
+            fold=self.catch_up,
             is_current=lambda: True,
             failpoint=lambda name: None,
         )
         self._actions: list[Action] = []
+        self._order = count()
         self._positions: dict[Partition, int] = {}
         self.progress = Progress()
 
     def at(self, time: int, do: Callable[[], None]) -> None:
         """Do something once every record up to `time` is processed; in the order of times, then of calls."""
-        heapq.heappush(self._actions, Action(time, len(self._actions) + self.progress.batches, do))
+        heapq.heappush(self._actions, Action(time, next(self._order), do))
 
     def catch_up(self) -> None:
-        """Fold what is in the log, as the next batch would."""
-        self._fold()
+        """Fold what is in the log, as every batch does before it is scored."""
+        until = self.log.own_next if self._fold_until is None else self._fold_until
+        if until <= self.serving.n:
+            return
+        self.serving.fold(*self.log.take(until), until)
 
     def run(self, lanes: Lanes, *, on_batch: Callable[[Progress], None] = lambda progress: None) -> None:
         """Every record of the lanes in merged order, in batches as the declaration bounds them; then what is due."""
@@ -139,13 +144,13 @@ class BacktestRun:
         index_of = {topic.name: index for index, topic in enumerate(self.spec.topics)}
         held = {partition: _Held(source) for partition, source in sources.items()}
         for given in cuts:
-            count = 0
+            offered_count = 0
             for partition, span in given.spans.items():
                 offered = held[partition].before(span.next)
-                count += len(offered)
+                offered_count += len(offered)
                 merge.offer(index_of[partition.topic], partition.number, offered)
             self._fold_until = given.n
-            cut = merge.take(count, limit=None, lagging=set()) if count else Cut([], {})
+            cut = merge.take(offered_count, limit=None, lagging=set()) if offered_count else Cut([], {})
             assert cut is not None
             self._process(cut, group_watermark=given.group_watermark, spans=given.spans)
             on_batch(self.progress)
@@ -165,16 +170,8 @@ class BacktestRun:
             merge.add_partition(index_of[partition.topic], partition.number, 0)
         return merge
 
-    def _fold(self) -> None:
-        until = self.log.own_next if self._fold_until is None else self._fold_until
-        if until <= self.serving.n:
-            return
-        self.serving.fold(*self.log.take(until), until)
-
     def _process(self, cut: Cut, *, group_watermark: int, spans: Mapping[Partition, Span] | None = None) -> None:
-        topics = self.spec.topics
-        records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
-        found = {Partition(topics[index].name, number): span for (index, number), span in cut.spans.items()}
+        records, found = records_of(cut), spans_of(cut, self.pipeline.topic_names)
         if spans is not None:  # a recorded span may hold holes at its ends, or nothing else
             silent = Span(-1, -1, -1, False)
             found = {p: found.get(p, silent)._replace(start=s.start, next=s.next) for p, s in spans.items()}
@@ -184,16 +181,7 @@ class BacktestRun:
 
     def _turn(self, batch: Batch, group_watermark: int) -> bool:
         """Whether a row was settled."""
-        whole = Batch(
-            spans={**{p: Span(at, at, -1, False) for p, at in self._positions.items()}, **batch.spans},
-            time=batch.time,
-            kind=batch.kind,
-            topic_index=batch.topic_index,
-            partition=batch.partition,
-            offset=batch.offset,
-            records=batch.records,
-            dead_letters=batch.dead_letters,
-        )
+        whole = with_idle_partitions(batch, self._positions)
         owned = frozenset(self._positions)
         reports = self._cycle.run(Turn(whole, group_watermark, owned, WORKER, self.progress.batches))
         for report in reports:
@@ -207,7 +195,6 @@ class BacktestRun:
         progress.records += report.records
         for counts in report.outcome.outcomes.values():
             progress.outcomes.update(counts)
-        progress.seconds_by_stage.update(report.seconds_by_stage)
 
     def _settle(self) -> None:
         """Every wait is over: what has no label has none."""

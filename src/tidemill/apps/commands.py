@@ -23,7 +23,6 @@ from tidemill.io.wire import Encoder, decode_commands
 
 LOAD_TIMEOUT_S = 30.0  # an artifact of a few MB over a slow link; who lacks it then serves the old one, degraded
 ASK_AGAIN_S = 0.02
-NO_COMMANDS = "the examples log has no promotion"
 
 
 def examples_topic(settings: Settings) -> str:

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from tidemill.apps.claims import Claims
 from tidemill.apps.cycle import Cycle, CycleReport
 from tidemill.apps.failpoints import failpoint
@@ -20,10 +18,11 @@ from tidemill.apps.publishing import Publishing
 from tidemill.apps.roll_forward import RollForward
 from tidemill.apps.topics import ensure_output_topics
 from tidemill.config import Settings, config_digest
+from tidemill.core.batches import with_idle_partitions
 from tidemill.core.feature_versions import declared_features
 from tidemill.core.features import FeaturePlan
 from tidemill.core.pipeline import Pipeline, Turn
-from tidemill.core.records import Batch, Mark, Partition, Span
+from tidemill.core.records import Batch, Mark, Partition
 from tidemill.core.roles import Roles
 from tidemill.io import kafka
 from tidemill.io.codec import WireCodec
@@ -164,7 +163,7 @@ class Engine:
         if not self._positions or self._generation != self.current_generation:
             return False
         before = self._number
-        self._run(_empty_batch())
+        self._run(self._decoder.decode([], {}))
         return self._number > before
 
     def pass_time(self, ends: Mapping[Partition, int], *, idle_after_s: float) -> None:
@@ -208,19 +207,7 @@ class Engine:
         )
 
     def _run(self, batch: Batch) -> None:
-        whole = Batch(
-            spans={
-                **{p: Span(at, at, -1, False) for p, at in self._positions.items()},
-                **batch.spans,
-            },
-            time=batch.time,
-            kind=batch.kind,
-            topic_index=batch.topic_index,
-            partition=batch.partition,
-            offset=batch.offset,
-            records=batch.records,
-            dead_letters=batch.dead_letters,
-        )
+        whole = with_idle_partitions(batch, self._positions)
         turn = Turn(whole, self._group_watermark(), frozenset(self._positions), self.worker, self._number)
         for report in self._cycle.run(turn):
             if report.outcome.commit.spans:
@@ -306,16 +293,3 @@ class Engine:
     def _partitions_of_app(self) -> list[Partition]:
         counts = kafka.partition_counts(self._clients, [topic.name for topic in self._spec.topics])
         return [Partition(name, number) for name, count in counts.items() for number in range(count)]
-
-
-def _empty_batch() -> Batch:
-    nothing = np.empty(0, dtype=np.int64)
-    return Batch(
-        spans={},
-        time=nothing,
-        kind=nothing.astype(np.int8),
-        topic_index=nothing.astype(np.int16),
-        partition=nothing.astype(np.int32),
-        offset=nothing,
-        records={},
-    )

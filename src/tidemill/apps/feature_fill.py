@@ -19,11 +19,12 @@ from tidemill.apps.failpoints import failpoint
 from tidemill.apps.reset import RefusedError, refuse_living_members
 from tidemill.apps.roll_forward import read_merged
 from tidemill.config import Settings, config_digest
+from tidemill.core.batches import with_idle_partitions
 from tidemill.core.entities import MISSING_ENTITY
 from tidemill.core.feature_versions import Comparison, compare_features, declared_features, group_of_key
 from tidemill.core.features import EventRows, FeaturePlan
 from tidemill.core.pipeline import Pipeline, Turn
-from tidemill.core.records import Batch, FeatureBatch, Output, Partition, Scores, Span
+from tidemill.core.records import Batch, FeatureBatch, Output, Partition, Scores
 from tidemill.core.rows import Row, pack_row, unpack_row
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import with_entities
@@ -120,8 +121,7 @@ def replay(
     at, entities, records, watermark = dict(starts), dict[Source, tuple[str, ...]](), 0, -1
     for number, batch in enumerate(batches):
         entities.update(_entities_of(plan, batch, event_topic, wanted))
-        idle = {partition: Span(start, start, -1, False) for partition, start in at.items()}
-        turn = Turn(replace(batch, spans={**idle, **batch.spans}), watermark, frozenset(starts), "fill", number)
+        turn = Turn(with_idle_partitions(batch, at), watermark, frozenset(starts), "fill", number)
         reads = pipeline.reads(turn)
         outcome = pipeline.step(turn, reads, store.read(reads), _NoModel())
         store.commit(replace(outcome.commit, slices={}))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tidemill.apps.boosters import load_for
 from tidemill.apps.folding import ExampleFold, ExampleHistory
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
@@ -56,13 +57,7 @@ def booster_loader(settings: Settings, plan: FeaturePlan) -> LoadBooster:
     def load(version: str) -> Booster:
         if version not in loaded:
             manifest, model = registry.load(settings.app.name, version, keys)
-            loaded[version] = Booster.load(
-                model,
-                manifest,
-                feature_names=plan.numeric_names,
-                category_names=plan.category_names,
-                feature_digest=plan.digest,
-            )
+            loaded[version] = load_for(plan, model, manifest)
         return loaded[version]
 
     return load

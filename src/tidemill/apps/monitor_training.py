@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from tidemill.apps.boosters import load_for, train_for
 from tidemill.core.comparators import Predictor
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import ExampleColumns
 from tidemill.core.spec import AppSpec, ComparatorSpec
 from tidemill.errors import ModelRefusedError
-from tidemill.models.booster import Booster
-from tidemill.models.booster_training import train_booster
 from tidemill.models.training_examples import TrainingExamples
 
 
@@ -31,28 +30,18 @@ class ComparatorTraining:
     def train(self, spec: ComparatorSpec, before_ms: int) -> Predictor | None:
         plan = self._plan
         try:
-            trained = train_booster(
+            trained = train_for(
+                self._app,
+                plan,
                 self.examples.before(before_ms),
-                self._app.booster,
-                app=self._app.name,
-                feature_digest=plan.digest,
-                feature_names=plan.numeric_names,
-                category_names=plan.category_names,
                 features=spec.features,
                 parent="",
                 cause=f"comparator {spec.name}",
                 created=before_ms,  # event time: the model is the same whenever it is made
                 threads=self._threads,
-                on_round=None,
             )
         except ModelRefusedError as error:
             self._report(f"comparator {spec.name} says nothing yet: {error}")
             return None
         self._report(f"comparator {spec.name}: trained on {trained.manifest.examples:,} examples")
-        return Booster.load(
-            trained.model,
-            trained.manifest,
-            feature_names=plan.numeric_names,
-            category_names=plan.category_names,
-            feature_digest=plan.digest,
-        )
+        return load_for(plan, trained.model, trained.manifest)

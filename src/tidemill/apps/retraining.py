@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from tidemill.apps.backtest_run import BacktestRun
+from tidemill.apps.boosters import load_for, train_for
+from tidemill.core.features import FeaturePlan
 from tidemill.core.manifest import Manifest
 from tidemill.errors import ModelRefusedError
 from tidemill.models.booster import Booster
-from tidemill.models.booster_training import Trained, train_booster
+from tidemill.models.booster_training import Trained
 from tidemill.models.training_examples import TrainingExamples
 
 DAY_MS = 86_400_000
@@ -45,10 +47,10 @@ class Promoted:
 
 
 class Shelf:
-    """Boosters of a run, by version."""
+    """Boosters of a run, by version: what the registry is to a worker."""
 
-    def __init__(self, load: Callable[[Trained], Booster]) -> None:
-        self._load = load
+    def __init__(self, plan: FeaturePlan) -> None:
+        self._plan = plan
         self._trained: dict[str, Trained] = {}
 
     def put(self, trained: Trained) -> str:
@@ -59,7 +61,8 @@ class Shelf:
         return self._trained[version].manifest
 
     def __call__(self, version: str) -> Booster:
-        return self._load(self._trained[version])
+        trained = self._trained[version]
+        return load_for(self._plan, trained.model, trained.manifest)
 
 
 class Retraining:
@@ -93,13 +96,10 @@ class Retraining:
             self._run.at(following, lambda: self._train(following))
         spec, plan = self._run.spec, self._run.plan
         try:
-            trained = train_booster(
+            trained = train_for(
+                spec,
+                plan,
                 self._examples.before(time_ms),
-                spec.booster,
-                app=spec.name,
-                feature_digest=plan.digest,
-                feature_names=plan.numeric_names,
-                category_names=plan.category_names,
                 parent=self._run.serving.roles.champion,
                 cause="schedule",
                 created=time_ms,

@@ -21,7 +21,7 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
 from tidemill.io.kafka_reader import LogReader, read_topic
 from tidemill.io.offered import offered
-from tidemill.io.source import SourceRecord
+from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder, decode
 
 READ_RECORDS_MAX = 5_000  # per poll; bounds memory, not meaning
@@ -125,9 +125,7 @@ def read_merged(
                 merge.offer(*place, [offered(message, message.offset()) for message in messages])
         cut = merge.take(spec.batch_records, limit=None, lagging=unfinished)
         if cut is not None:
-            records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
-            spans = {Partition(topics[at].name, number): span for (at, number), span in cut.spans.items()}
-            yield decoder.decode(records, spans)
+            yield decoder.decode(records_of(cut), spans_of(cut, [topic.name for topic in topics]))
         elif not unfinished:
             break
     for reader in readers.values():

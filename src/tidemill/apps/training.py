@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 
+from tidemill.apps.boosters import train_for
 from tidemill.apps.commands import examples_topic, role_history
 from tidemill.apps.models import feature_shape, registry_of, signing_key
 from tidemill.config import Settings
@@ -18,7 +19,6 @@ from tidemill.core.manifest import Manifest
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.wire import decode_examples
-from tidemill.models.booster_training import train_booster
 from tidemill.models.training_examples import TrainingExamples
 
 READ_RECORDS_MAX = 10_000  # bounds memory: examples are kept as columns, messages are not
@@ -74,14 +74,10 @@ def train(
     examples = read_training_examples(
         settings, plan, offset_start=offset_start, offset_next=offset_next, on_read=on_read
     )
-    trained = train_booster(
+    trained = train_for(
+        app,
+        plan,
         examples.rows(before_ms=before_ms),
-        app.booster,
-        app=app.name,
-        feature_digest=plan.digest,
-        feature_names=plan.numeric_names,
-        category_names=plan.category_names,
-        features=None,
         parent=role_history(settings).now.champion,
         cause=cause,
         created=round(time.time() * 1_000),

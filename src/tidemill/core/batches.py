@@ -1,14 +1,23 @@
-"""Cut a batch in two at a position, when its rest has to wait for another worker.
+"""Batches made of batches: with the idle partitions of their worker, and cut in two where the rest has to wait.
 
-In: a batch. Out: two batches whose records, in order, are those of the one. Invariant: every partition has a span in
-both, and the two tile that of the whole.
+In: a batch. Out: batches with the same records in the same order. Invariant: every partition has a span in each, and
+the spans of two parts tile that of the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 import numpy as np
 
 from tidemill.core.records import Batch, Partition, Span, TopicRecords
+
+
+def with_idle_partitions(batch: Batch, positions: Mapping[Partition, int]) -> Batch:
+    """The batch with an empty span for every partition at a position that it has no records of."""
+    idle = {partition: Span(at, at, -1, False) for partition, at in positions.items()}
+    return replace(batch, spans={**idle, **batch.spans})
 
 
 def split_batch(batch: Batch, position: int, topic_names: tuple[str, ...]) -> tuple[Batch, Batch]:

@@ -29,7 +29,7 @@ from tidemill.core.feature_plan import (
     plan_groups,
 )
 from tidemill.core.latest import StoredEntries, fill_latest, latest_deltas
-from tidemill.core.pane_features import fill_pane_features
+from tidemill.core.pane_features import GroupInputs, fill_pane_features
 from tidemill.core.records import Batch, FeatureBatch, Int64s, LatestDelta, PaneDelta
 from tidemill.core.sources import Source, numbers_of
 from tidemill.core.spec import AppSpec, FeatureSpec
@@ -140,7 +140,8 @@ class FeaturePlan:
                 }
                 if group.words:
                     words = _words(group, _stored(stored, group.key_prefix, coded, queries))
-                    pane_deltas += fill_pane_features(group, coded, queries, words, updates, sources, numeric)
+                    given = GroupInputs(group, queries, words, updates, sources, numeric)
+                    pane_deltas += fill_pane_features(given, coded)
                 for series in group.latest:
                     entries = StoredEntries.of(series, _stored(stored, series.key_prefix, coded, queries))
                     fed = updates[series.topic]

@@ -7,7 +7,7 @@ Invariant: state is integers; the float operations are those of the last step, w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,36 +27,34 @@ from tidemill.core.sources import Source
 _HOUR_MS = 3_600_000
 
 
-def fill_pane_features(
-    group: GroupPlan,
-    coded: Coded,
-    queries: Queries,
-    words: Int64s,
-    updates: Mapping[str, Updates],
-    sources: Mapping[str, Source],
-    numeric: Float32s,
-) -> list[PaneDelta]:
+@dataclass(frozen=True, slots=True)
+class GroupInputs:
+    """What the features of one group are computed from, and the matrix whose columns they fill.
+
+    words: the stored state, one row an entity that is asked for. updates, sources: by topic that feeds the group.
+    """
+
+    group: GroupPlan
+    queries: Queries
+    words: Int64s
+    updates: Mapping[str, Updates]
+    sources: Mapping[str, Source]
+    numeric: Float32s
+
+
+def fill_pane_features(given: GroupInputs, coded: Coded) -> list[PaneDelta]:
     """Fill the columns of the group's rings and buckets; returns the deltas of the group in order."""
-    merged = [
-        *_sums(group, queries, words, updates, sources, numeric),
-        *_extremes(group, queries, words, updates, sources, numeric),
-        *_distinct(group, queries, words, updates, sources, numeric),
-    ]
+    group = given.group
+    merged = [*_sums(given), *_extremes(given), *_distinct(given)]
     return pane_deltas(merged, [group.key_prefix + text for text in coded.texts], coded.rank, group.words)
 
 
-def _sums(
-    group: GroupPlan,
-    queries: Queries,
-    words: Int64s,
-    updates: Mapping[str, Updates],
-    sources: Mapping[str, Source],
-    numeric: Float32s,
-) -> list[MergedDeltas]:
+def _sums(given: GroupInputs) -> list[MergedDeltas]:
+    queries, words, updates, sources = given.queries, given.words, given.updates, given.sources
     readers = {topic: PaneReader.of(queries, fed) for topic, fed in updates.items()}
     merged: list[MergedDeltas] = []
     counted: list[Int64s] = []
-    for series in group.panes:
+    for series in given.group.panes:
         source, fed = sources[series.topic], updates[series.topic]
         if series.due is not None:
             fed = _at_due_time(fed, source, series.due)
@@ -69,14 +67,14 @@ def _sums(
             totals = stored_totals(series, words, queries) + of_batch.sum(axis=1)
         counted.append(totals[:, 0])
         for feature in series.features:
-            numeric[:, feature.column] = _read(totals, feature, series.unit)
+            given.numeric[:, feature.column] = _read(totals, feature, series.unit)
         if series.decayed:
             weighted = decayed_cells(series, words, queries, PaneRanges.of(queries, fed, series.pane_ms), cells)
             for feature in series.decayed:
-                numeric[:, feature.column] = _read(weighted, feature, series.unit)
+                given.numeric[:, feature.column] = _read(weighted, feature, series.unit)
         merged.append(merged_deltas(series, fed, cells))
-    for one in group.open:
-        numeric[:, one.column] = np.maximum(counted[one.opened] - counted[one.closed], 0)
+    for one in given.group.open:
+        given.numeric[:, one.column] = np.maximum(counted[one.opened] - counted[one.closed], 0)
     return merged
 
 
@@ -105,40 +103,28 @@ def _read(totals: npt.NDArray[Any], feature: PaneFeature, unit: float) -> Float6
     return found
 
 
-def _extremes(
-    group: GroupPlan,
-    queries: Queries,
-    words: Int64s,
-    updates: Mapping[str, Updates],
-    sources: Mapping[str, Source],
-    numeric: Float32s,
-) -> list[MergedDeltas]:
+def _extremes(given: GroupInputs) -> list[MergedDeltas]:
+    queries, words, updates, sources = given.queries, given.words, given.updates, given.sources
     merged: list[MergedDeltas] = []
-    for series in group.extremes:
+    for series in given.group.extremes:
         fed = updates[series.topic]
         cells = stored_cells(sources[series.topic].numbers(series.value)[fed.row], series.unit, len(fed))
         is_valid = cells[:, 0] == 1
         fed, values = fed.take(is_valid), cells[is_valid, 1] * series.sign
         found = read_extremes(series, words, queries, PaneRanges.of(queries, fed, series.pane_ms), values)
-        numeric[:, series.columns] = found[:, None]
+        given.numeric[:, series.columns] = found[:, None]
         merged.append(extreme_deltas(series, fed, values))
     return merged
 
 
-def _distinct(
-    group: GroupPlan,
-    queries: Queries,
-    words: Int64s,
-    updates: Mapping[str, Updates],
-    sources: Mapping[str, Source],
-    numeric: Float32s,
-) -> list[MergedDeltas]:
+def _distinct(given: GroupInputs) -> list[MergedDeltas]:
+    queries, words, updates, sources = given.queries, given.words, given.updates, given.sources
     merged: list[MergedDeltas] = []
-    for series in group.distinct:
+    for series in given.group.distinct:
         fed = updates[series.topic]
         buckets = buckets_of(sources[series.topic].texts(series.field))[fed.row]
         is_valid = buckets >= 0
         fed, buckets = fed.take(is_valid), buckets[is_valid]
-        numeric[:, series.columns] = read_distinct(series, words, queries, fed, buckets)
+        given.numeric[:, series.columns] = read_distinct(series, words, queries, fed, buckets)
         merged.append(distinct_deltas(series, fed, buckets))
     return merged

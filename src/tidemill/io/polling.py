@@ -22,7 +22,7 @@ from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
 from tidemill.errors import FencedError, InvariantError, StateLostError, TidemillError, UnavailableError
 from tidemill.io.offered import punctuation_of
-from tidemill.io.source import SourceBatch, SourceRecord
+from tidemill.io.source import SourceBatch, records_of
 
 SESSION_TIMEOUT_MS = 6_000  # a dead worker's partitions move within this
 POLL_RECORDS_MAX = 5_000
@@ -258,11 +258,12 @@ class Polling:
         return cut is not None
 
     def _source_batch(self, cut: Cut) -> SourceBatch:
-        records = [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
         self._bytes -= sum(len(entry.payload) for entry in cut.entries)
         spans = {self._partition(place): span for place, span in cut.spans.items()}
         # Metadata of this moment, not of the commit: a batch that outlives its generation is refused by the group.
-        return SourceBatch(records, spans, self._generation, self._epoch, self._consumer.consumer_group_metadata())
+        return SourceBatch(
+            records_of(cut), spans, self._generation, self._epoch, self._consumer.consumer_group_metadata()
+        )
 
     def _lagging(self) -> set[Place]:
         """Partitions with more records in Kafka; live: only those that have given something within `max_idle_s`, or

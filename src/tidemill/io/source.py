@@ -1,13 +1,15 @@
 """What the transport hands over to the wire: a message of Kafka and its place in the merged order.
 
-In: nothing. Out: a value type. Invariant: only the wire looks inside `message`.
+In: cuts of the merge. Out: records and spans. Invariant: only the wire looks inside `message`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from tidemill.core.merge import Cut
 from tidemill.core.records import Partition, Span
 
 
@@ -32,6 +34,16 @@ class SourceRecord(NamedTuple):
     partition: int
     offset: int
     message: Message
+
+
+def records_of(cut: Cut) -> list[SourceRecord]:
+    """The entries of a cut as the wire takes them."""
+    return [SourceRecord(e.stamp, e.topic_index, e.partition, e.offset, e.payload) for e in cut.entries]
+
+
+def spans_of(cut: Cut, topic_names: Sequence[str]) -> dict[Partition, Span]:
+    """The spans of a cut by partition; `topic_names` in the order of the declaration."""
+    return {Partition(topic_names[index], number): span for (index, number), span in cut.spans.items()}
 
 
 PUNCTUATION_HEADER = "tidemill.punctuation"  # its value: event time in ms, ASCII digits; key and value are null
