@@ -29,8 +29,8 @@ MAY_IMPORT = {
     "__main__": {"apps"},
     "__init__": set(),
 }
-CORE_LIBRARIES = {"numpy", "pyarrow"}
-MODEL_LIBRARIES = {"numpy", "pyarrow", "pylibvw", "xgboost"}
+CORE_LIBRARIES = {"numpy", "pyarrow", "scipy"}
+MODEL_LIBRARIES = {"numpy", "pyarrow", "pylibvw", "river", "xgboost"}
 
 AVRO_HOME = {"io/wire.py", "io/framing.py", "io/outputs.py", "io/resolution.py"}
 
@@ -56,6 +56,7 @@ HOMES = {
     "cryptography": {"io/signing.py"},
     "xgboost": {"models/booster.py", "models/booster_training.py"},
     "prometheus_client": {"io/telemetry.py"},
+    "river": {"models/drift_baselines.py"},
 }
 
 # fmt: off

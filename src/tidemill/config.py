@@ -15,14 +15,25 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import fastavro
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from pydantic import ValidationError
 
 from tidemill.config_checks import Location, check_app, nearest
-from tidemill.config_models import MODELS, Closed, FileModel, GroupModel, LabelModel, TopicModel
+from tidemill.config_models import (
+    MODELS,
+    Closed,
+    FileModel,
+    GroupModel,
+    LabelModel,
+    RetrainModel,
+    TopicModel,
+    TrainingWindowModel,
+    TriggerModel,
+)
+from tidemill.core.loop_spec import MonitorSpec, RetrainSpec, RolloutSpec, TriggerSpec
 from tidemill.core.spec import (
     AppSpec,
     BlendSpec,
@@ -116,10 +127,11 @@ def load_settings(path: Path | str, **overrides: Any) -> Settings:
 def config_digest(spec: AppSpec) -> str:
     """BLAKE2b-128 of the app's canonical JSON, as hex: workers of one app must agree on it.
 
-    How boosters are trained and what the monitor compares changes nothing that a worker computes.
+    How boosters are trained, what the monitor compares and when, changes nothing that a worker computes.
     """
     declared = dataclasses.asdict(spec)
-    del declared["booster"], declared["comparators"]
+    for part in ("booster", "comparators", "monitor", "retrain"):
+        del declared[part]
     canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()
 
@@ -232,6 +244,8 @@ def _build_app(source: _Source, file: FileModel) -> AppSpec:
         blend=BlendSpec(**_given(file.blend)),
         costs=CostSpec(**_given(file.costs)),
         comparators=tuple(ComparatorSpec(name=name, **_given(one)) for name, one in file.comparators.items()),
+        monitor=MonitorSpec(**_given(file.monitor)),
+        retrain=None if file.retrain is None else _build_retrain(file.retrain),
         **file.model_dump(
             exclude_unset=True,
             include={"max_skew_ms", "batch_records", "batch_span_ms", "default_probability", "learn_flagged"},
@@ -246,6 +260,35 @@ def _build_app(source: _Source, file: FileModel) -> AppSpec:
 def _given(part: Closed | None) -> dict[str, Any]:
     """What the file says of an optional part; the spec's own defaults fill the rest."""
     return {} if part is None else part.model_dump(exclude_unset=True)
+
+
+def _build_retrain(retrain: RetrainModel) -> RetrainSpec:
+    given = retrain.model_dump(exclude_unset=True, exclude={"any_of", "all_of", "window", "rollout"})
+    return RetrainSpec(
+        any_of=tuple(map(_build_trigger, retrain.any_of)),
+        all_of=tuple(map(_build_trigger, retrain.all_of)),
+        **_window_of(retrain.window),
+        rollout=RolloutSpec(**_given(retrain.rollout)),
+        **given,
+    )
+
+
+def _window_of(window: Literal["all"] | TrainingWindowModel) -> dict[str, Any]:
+    if window == "all":
+        return {}
+    if window.last_ms is not None:
+        return {"window": "last", "window_ms": window.last_ms}
+    return {"window": "decayed", "window_ms": window.half_life_ms}
+
+
+def _build_trigger(trigger: TriggerModel) -> TriggerSpec:
+    if trigger.alert is not None:
+        return TriggerSpec(kind="alert", alert_kind=trigger.alert)
+    if trigger.every_ms is not None:
+        return TriggerSpec(kind="schedule", every_ms=trigger.every_ms)
+    if trigger.growth is not None:
+        return TriggerSpec(kind="volume", growth=trigger.growth)
+    return TriggerSpec(kind="performance", comparator=str(trigger.worse_than))
 
 
 def _build_topic(source: _Source, name: str, topic: TopicModel) -> TopicSpec:

@@ -29,6 +29,9 @@ WHOLE = frozenset({"int", "long"})
 NAMES = TEXTS | WHOLE  # what can be part of an entity's key
 
 
+SERVED_EXPERTS = ("booster", "learner", "base_rate")
+
+
 def check_app(spec: AppSpec) -> Iterator[Problem]:
     """Every problem of the app, in the order of YAML within each kind of check."""
     yield from _check_topics(spec)
@@ -57,6 +60,24 @@ def check_app(spec: AppSpec) -> Iterator[Problem]:
         for name in comparator.features or ():
             if name not in counts:
                 yield ("comparators", comparator.name), f"no feature {name!r}{nearest(name, counts)}"
+    yield from _check_loop(spec)
+
+
+def _check_loop(spec: AppSpec) -> Iterator[Problem]:
+    """Windows of the loop are whole ticks; what it compares with is served."""
+    every = spec.monitor.every_ms
+    if spec.monitor.window_ms % every:
+        yield ("monitor", "window"), "the window must be a multiple of `every`: it is made of ticks"
+    retrain = spec.retrain
+    if retrain is None:
+        return
+    if retrain.latency_ms % every:
+        yield ("retrain", "latency"), "the latency must be a multiple of the monitor's `every`"
+    for part in ("any_of", "all_of"):
+        for index, trigger in enumerate(getattr(retrain, part)):
+            if trigger.kind == "performance" and trigger.comparator not in SERVED_EXPERTS:
+                message = f"{trigger.comparator!r} is not served beside the blend"
+                yield ("retrain", part, index), message + nearest(trigger.comparator, SERVED_EXPERTS)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

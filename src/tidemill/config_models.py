@@ -230,6 +230,70 @@ class ComparatorModel(Closed):
         return self
 
 
+class MonitorModel(Closed):
+    every_ms: Annotated[Duration, Field(alias="every", ge=1)] = 1
+    window_ms: Annotated[Duration, Field(alias="window", ge=1)] = 1
+    reference_ticks: Annotated[int, Field(ge=2)] = 2
+    average_run_length: Annotated[int, Field(ge=2)] = 2
+    psi: Annotated[float, Field(gt=0)] = 1
+    missing: Annotated[float, Field(gt=0, le=1)] = 1
+    volume: Annotated[float, Field(ge=0, lt=1)] = 0
+    run_of_one_class: Annotated[int, Field(ge=2)] = 2
+    quiet_ms: Annotated[Duration, Field(alias="quiet")] = 0
+    cooldown_ms: Annotated[Duration, Field(alias="cooldown")] = 0
+
+
+class TriggerModel(Closed):
+    alert: Literal["covariate", "label", "prediction", "concept", "quality", "performance", "operations"] | None = None
+    every_ms: Annotated[Duration | None, Field(alias="every", ge=1)] = None
+    growth: Annotated[float | None, Field(gt=0)] = None
+    worse_than: Name | None = None
+
+    @model_validator(mode="after")
+    def _is_one_reason(self) -> TriggerModel:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a trigger is one of alert, every, growth, worse_than")
+        return self
+
+
+class TrainingWindowModel(Closed):
+    last_ms: Annotated[Duration | None, Field(alias="last", ge=1)] = None
+    half_life_ms: Annotated[Duration | None, Field(alias="half_life", ge=1)] = None
+
+    @model_validator(mode="after")
+    def _is_one_window(self) -> TrainingWindowModel:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("a window is `all`, or one of last, half_life")
+        return self
+
+
+class RolloutModel(Closed):
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    examples_min: Annotated[int, Field(ge=50)] = 50
+    examples_max: Annotated[int, Field(ge=50)] = 50
+    margin: Annotated[float, Field(ge=0)] = 0
+    canary_share: Annotated[float, Field(ge=0, lt=1)] = 0
+    canary_examples: Annotated[int, Field(ge=1)] = 1
+    probation_examples: Annotated[int, Field(ge=0)] = 0
+
+
+class RetrainModel(Closed):
+    any_of: tuple[TriggerModel, ...] = ()
+    all_of: tuple[TriggerModel, ...] = ()
+    window: Literal["all"] | TrainingWindowModel = "all"
+    examples_min: Annotated[int, Field(ge=200)] = 200
+    cooldown_ms: Annotated[Duration, Field(alias="cooldown")] = 0
+    latency_ms: Annotated[Duration, Field(alias="latency")] = 0
+    timeout_s: Annotated[Seconds, Field(alias="timeout")] = 0
+    needs_approval: bool = False
+    holdout: Annotated[float, Field(ge=0, le=0.5)] = 0
+    gate_margin: Annotated[float, Field(ge=0)] = 0
+    slice_margin: Annotated[float, Field(ge=0)] = 0
+    slice_examples: Annotated[int, Field(ge=1)] = 1
+    rollout: RolloutModel | None = None
+    guards_learner: bool = True
+
+
 class WorkerModel(Closed):
     is_bounded: Annotated[bool, Field(alias="bounded")] = False
     max_idle_s: Annotated[Seconds, Field(alias="max_idle")] = 0
@@ -251,6 +315,8 @@ class FileModel(Closed):
     blend: BlendModel | None = None
     costs: CostsModel | None = None
     comparators: dict[Name, ComparatorModel] = {}
+    monitor: MonitorModel | None = None
+    retrain: RetrainModel | None = None
     max_skew_ms: Annotated[Duration, Field(alias="max_skew")] = 0
     batch_records: Annotated[int, Field(ge=1, le=1_000_000)] = 1
     batch_span_ms: Annotated[Duration | None, Field(alias="batch_span", ge=1)] = None
@@ -276,6 +342,10 @@ MODELS: Mapping[tuple[Hashable, int], type[Closed]] = {  # (first key, depth) of
     ("blend", 1): BlendModel,
     ("costs", 1): CostsModel,
     ("comparators", 2): ComparatorModel,
+    ("monitor", 1): MonitorModel,
+    ("retrain", 1): RetrainModel,
+    ("retrain", 2): RolloutModel,
+    ("retrain", 3): TriggerModel,
     ("worker", 1): WorkerModel,
 }
 

@@ -6,8 +6,10 @@ event time. Nothing here knows where the values came from.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from tidemill.core.loop_spec import MonitorSpec, RetrainSpec
 
 Role = Literal["event", "label", "context"]
 
@@ -199,3 +201,5 @@ class AppSpec:
     batch_span_ms: int | None = None  # event time that one batch may cover; None = as much as there is
     default_probability: float = 0.5  # answers while nothing has been learned
     learn_flagged: bool = False  # learn also from examples whose event or label broke a rule that flags
+    monitor: MonitorSpec = field(default_factory=MonitorSpec)
+    retrain: RetrainSpec | None = None  # None: only by hand
