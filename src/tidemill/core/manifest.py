@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from hashlib import blake2b
 from typing import Any
 
+from tidemill.core.drift.reference import Reference
 from tidemill.errors import ModelRefusedError
 
 FORMAT = "tidemill.booster.v1"
@@ -29,6 +30,7 @@ class Manifest:
     leaf_trees: how many first trees name their leaves. metrics: n, log_loss, auc, base_rate on the newest examples, by
     trees that did not see them, and what a constant would have lost there; their number of trees was chosen there too.
     created: event time or wall clock, ms, as the trainer was told. model_digest: BLAKE2b-256 of the model's bytes.
+    reference: what the examples looked like (core/drift/reference.py), as JSON; None = an older one, that has none.
     """
 
     app: str
@@ -53,6 +55,7 @@ class Manifest:
     cause: str
     created: int
     model_digest: str
+    reference: Mapping[str, Any] | None = None
 
     @property
     def version(self) -> str:
@@ -66,6 +69,8 @@ class Manifest:
             ValueError: a number is not finite.
         """
         content = {"format": FORMAT, **asdict(self)}
+        if self.reference is None:
+            del content["reference"]
         return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -79,10 +84,10 @@ class Manifest:
             found = json.loads(data)
             if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
                 raise ValueError(f"it is not of format {FORMAT}")
-            if found.keys() != _FIELDS.keys():
-                odd = sorted(found.keys() ^ _FIELDS.keys())
+            odd = sorted((found.keys() ^ _FIELDS.keys()) - {"reference"})
+            if odd:
                 raise ValueError(f"these fields are missing, or should be: {', '.join(odd)}")
-            manifest = cls(**{field: read(field, found[field]) for field, read in _FIELDS.items()})
+            manifest = cls(**{field: _FIELDS[field](field, value) for field, value in found.items()})
             _check_columns(manifest)
             if manifest.to_bytes() != data:
                 raise ValueError("it is not in canonical form")
@@ -136,6 +141,10 @@ def _numbers(field: str, value: object) -> Mapping[str, float]:
     return value
 
 
+def _reference(field: str, value: object) -> Mapping[str, Any]:
+    return Reference.from_json(value).to_json()
+
+
 _READERS: dict[str, Callable[[str, object], Any]] = {
     "str": _text,
     "int": _integer,
@@ -143,6 +152,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "tuple[tuple[str, ...], ...]": _vocabularies,
     "Mapping[str, float | int | str]": _facts,
     "Mapping[str, float]": _numbers,
+    "Mapping[str, Any] | None": _reference,
 }
 _FIELDS = {field.name: _READERS[str(field.type)] for field in fields(Manifest)}  # annotations are texts here
 
