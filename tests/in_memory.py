@@ -269,7 +269,7 @@ class ConstantScorer:
         self.probability = probability
         self.n = n
 
-    def score(self, features: FeatureBatch) -> Scores:
+    def score(self, features: FeatureBatch, ids: Sequence[str]) -> Scores:
         same = np.full(len(features), self.probability)
         return Scores(learner=same, base_rate=same / 2, booster=None, blend=same, n=self.n, model_version="constant")
 

@@ -13,6 +13,7 @@ from in_memory import a_shop as an_app
 from tidemill.apps.backtest_run import BacktestRun
 from tidemill.apps.retraining import Promoted, Retraining, RetrainPlan, Shelf
 from tidemill.core.features import FeaturePlan
+from tidemill.core.loop_spec import MonitorSpec, RetrainSpec
 from tidemill.core.merge import Offered
 from tidemill.core.records import ExampleColumns, Outcome, Partition
 from tidemill.core.spec import AppSpec, BoosterSpec
@@ -29,13 +30,13 @@ def a_shop() -> AppSpec:
     return an_app(wait_ms=12 * HOUR_MS)
 
 
-def lanes_of(inputs: Inputs) -> dict[Partition, Iterator[list[Offered]]]:
+def lanes_of(inputs: Inputs, chunk: int = CHUNK) -> dict[Partition, Iterator[list[Offered]]]:
     """What producers wrote, in small pieces."""
 
     def lane(partition: Partition) -> Iterator[list[Offered]]:
         records = inputs.lanes[partition]
-        for start in range(0, len(records), CHUNK):
-            yield [offered(record.message, record.offset) for record in records[start : start + CHUNK]]
+        for start in range(0, len(records), chunk):
+            yield [offered(record.message, record.offset) for record in records[start : start + chunk]]
 
     return {partition: lane(partition) for partition in inputs.lanes}
 
@@ -43,7 +44,7 @@ def lanes_of(inputs: Inputs) -> dict[Partition, Iterator[list[Offered]]]:
 class Past:
     """A run and what it published."""
 
-    def __init__(self, spec: AppSpec) -> None:
+    def __init__(self, spec: AppSpec, *, keeps_log: bool = False) -> None:
         self.examples: list[ExampleColumns] = []
         self.outputs: dict[str, list[bytes]] = {}
         self.training: TrainingExamples | None = None
@@ -53,6 +54,7 @@ class Past:
             load=self.shelf,
             on_examples=self._hear,
             on_outputs=lambda topic, values: self.outputs.setdefault(topic, []).extend(values),
+            keeps_log=keeps_log,
         )
 
     def rows(self, kind: str) -> list[dict]:
@@ -195,3 +197,25 @@ def test_the_same_past_twice_publishes_the_same_bytes():
     one, other = retrained(spec, plan, 700)[0], retrained(spec, plan, 700)[0]
     assert one.outputs == other.outputs
     assert Counter(row["model_version"] for row in one.rows("prediction")).keys() > {"initial"}
+
+
+@pytest.mark.parametrize("batch_records", [5, 2_000])
+def test_run_with_a_loop_is_cut_at_its_ticks_however_its_records_arrive(batch_records: int):
+    every = 10 * HOUR_MS
+    loop = {"retrain": RetrainSpec(), "monitor": MonitorSpec(every_ms=every)}
+    spec = replace(a_shop(), batch_records=batch_records, **loop)
+    inputs = a_past(spec)
+    found = []
+    for chunk in (1, 7, 1_000):
+        past = Past(spec)
+        past.run.run(lanes_of(inputs, chunk))
+        found.append(past.outputs)
+    assert found[0] == found[1] == found[2]
+
+    slices: dict[int, set[int]] = {}
+    for row in past.rows("commit"):
+        lane = inputs.lanes[Partition(row["topic"], row["partition"])]
+        for record in lane[row["start"] : row["next"]]:
+            slices.setdefault(row["batch"], set()).add(-(-record.time // every))
+    assert all(len(one) == 1 for one in slices.values())
+    assert set().union(*slices.values()) == set(range(3, 8))

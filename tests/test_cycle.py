@@ -70,9 +70,9 @@ def test_cycle_folds_reads_steps_commits_publishes_marks_in_this_order() -> None
     calls: list[str] = []
 
     class Scorer(ConstantScorer):
-        def score(self, features: Any) -> Any:
+        def score(self, features: Any, ids: Any) -> Any:
             calls.append("step")
-            return super().score(features)
+            return super().score(features, ids)
 
     app = an_app()
     app.inputs.add("events", 1_000, id="a", **EVENT)

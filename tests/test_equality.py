@@ -12,7 +12,10 @@ import pytest
 
 from tidemill.apps.backtest_run import BacktestRun
 from tidemill.apps.backtest_sources import kafka_lanes, kafka_ranges, recorded_cuts
+from tidemill.apps.commands import role_history
+from tidemill.apps.models import booster_loader
 from tidemill.config import Settings, load_settings
+from tidemill.core.features import FeaturePlan
 from tidemill.io import kafka
 from tidemill.io.embedded import start_servers
 from tidemill.io.kafka_reader import read_topic
@@ -42,17 +45,19 @@ def test_six_weeks_live_and_in_a_backtest_with_the_same_cuts_give_the_same_bytes
             env={**os.environ}, timeout=REPLAY_S, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert demo.returncode == 0, demo.stderr
-        settings = load_settings(FLIGHTS, bootstrap_servers=servers.bootstrap_servers, data_folder=tmp_path)
+        settings = load_settings(FLIGHTS, bootstrap_servers=servers.bootstrap_servers, data_folder=tmp_path / "demo")
         live = predictions_of(settings)
 
         values: list[bytes] = []
         run = BacktestRun(
             settings.app,
-            load=lambda version: pytest.fail(f"no version was promoted, but {version} is asked for"),
+            load=booster_loader(settings, FeaturePlan(settings.app)),
             on_examples=lambda examples: None,
             on_outputs=lambda topic, some: values.extend(some) if topic.endswith(".predictions.v1") else None,
         )
-        run.replay(kafka_lanes(settings, kafka_ranges(settings)), recorded_cuts(settings))
+        history = role_history(settings)
+        commands = sorted([*(command for command, _ in history.obeyed), *history.ignored])
+        run.replay(kafka_lanes(settings, kafka_ranges(settings)), recorded_cuts(settings), commands=commands)
 
     assert len(live) > 30_000
     assert len(values) == len(live)

@@ -17,7 +17,10 @@ import pytest
 from tidemill.io.wire import Encoder, decode
 from tidemill.resources import schema_text
 
-SCHEMAS = ("prediction.v1", "example.v1", "command.v1", "commit.v1", "metrics.v1", "row.v1")
+SCHEMAS = (
+    *("prediction.v1", "example.v1", "command.v1", "commit.v1", "metrics.v1", "row.v1"),
+    *("alert.v1", "tick.v1", "model_event.v1"),
+)
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 

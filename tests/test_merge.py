@@ -18,8 +18,8 @@ def drain(merge, size, lagging=frozenset(), limit=None):
     return cuts
 
 
-def a_merge(*, is_bounded=True, partitions=((0, 0), (1, 0), (1, 1))):
-    merge = TimeOrderedMerge(ROLES, is_bounded=is_bounded)
+def a_merge(*, is_bounded=True, partitions=((0, 0), (1, 0), (1, 1)), barrier_ms=None, span_ms=None):
+    merge = TimeOrderedMerge(ROLES, is_bounded=is_bounded, barrier_ms=barrier_ms, span_ms=span_ms)
     for place in partitions:
         merge.add_partition(*place, 0)
     return merge
@@ -134,3 +134,52 @@ def test_partition_with_records_that_wait_for_others_is_said_to_be_waiting():
     merge.offer(1, 0, [Offered(5, 0, None)])
     merge.take(1, limit=None, lagging={(0, 0)})
     assert merge.is_waiting((1, 0)) and not merge.is_waiting((0, 0))
+
+
+TICK = 50
+
+
+@st.composite
+def held_logs(draw):
+    """Three partitions by slice (T - TICK, T], each punctuated at T, and after it only the next slice; then ended."""
+    slices, last_offset = [], dict.fromkeys(((0, 0), (1, 0), (1, 1)), -1)
+    for end in range(TICK, 4 * TICK, TICK):
+        one = {}
+        for place in last_offset:
+            times = sorted(draw(st.lists(st.integers(end - TICK + 1, end), max_size=9)))
+            first = last_offset[place] + 1
+            one[place] = [Offered(time, first + at, None) for at, time in enumerate(times)]
+            one[place].append(Offered(end, first + len(times), None, True, end == 3 * TICK))
+            last_offset[place] = first + len(times)
+        slices.append(one)
+    return slices
+
+
+@given(held_logs(), st.sampled_from([None, 7, 60]), st.data())
+def test_slices_leave_whole_while_the_producer_holds_and_are_cut_as_if_it_never_did(slices, span_ms, data):
+    free, expected = a_merge(barrier_ms=TICK, span_ms=span_ms), []
+    for place in slices[0]:
+        free.offer(*place, [record for one in slices for record in one[place]])
+    expected = drain(free, 4)
+
+    held, cuts = a_merge(barrier_ms=TICK, span_ms=span_ms), []
+    for number, one in enumerate(slices, 1):
+        rest = {place: list(records) for place, records in one.items()}
+        while any(rest.values()):
+            place = data.draw(st.sampled_from([place for place, records in rest.items() if records]))
+            count = data.draw(st.integers(1, len(rest[place])))
+            held.offer(*place, rest[place][:count])
+            rest[place] = rest[place][count:]
+            cuts += drain(held, 4)
+        assert held.buffered_total() == 0  # everything up to the barrier has left: its answer can come
+        assert {-(-entry.time // TICK) for entry in cuts[-1].entries} == {number}
+
+    assert [cut.entries for cut in cuts] == [cut.entries for cut in expected]
+    assert all(len({-(-entry.time // TICK) for entry in cut.entries}) == 1 for cut in cuts)
+
+
+def test_record_at_the_barrier_belongs_to_the_slice_that_ends_there():
+    merge = a_merge(partitions=((1, 0),), barrier_ms=TICK)
+    merge.offer(1, 0, [Offered(TICK - 1, 0, "a"), Offered(TICK, 1, "b"), Offered(TICK + 1, 2, "c")])
+    [cut] = drain(merge, 10)
+    assert [entry.payload for entry in cut.entries] == ["a", "b"]

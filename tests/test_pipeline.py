@@ -37,6 +37,7 @@ READINGS, OUTCOMES, EVENTS = (Partition(name, 0) for name in ("readings", "outco
 MACHINERY = Machinery(a_shop())
 SHORT_WAIT = Machinery(a_shop(wait_ms=1_000, allowed_lateness_ms=100, dedup_window_ms=5_000))
 SERVED = ("blend", "learner", "booster", "base_rate", "n", "model_version", "numeric", "categories", "flags")
+SERVED += ("other", "other_version")
 EVENT = {"shop": "s", "user": 1, "amount": 0.1}
 
 

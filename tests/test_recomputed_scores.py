@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +19,7 @@ from tidemill.core.roles import INITIAL
 from tidemill.core.snapshot import ModelSnapshot
 from tidemill.core.spec import AppSpec, LearnerSpec
 from tidemill.models import learner as learner_module
+from tidemill.models.replica import LogPart
 from tidemill.models.serving import Serving
 
 EXAMPLES, KILLED_AT, BATCH = (
@@ -40,6 +41,16 @@ def an_app() -> AppSpec:
     return replace(a_spec(a_group("event", [], *columns)), learner=learner)
 
 
+class History:
+    """The log once more; nobody looks back at its commands."""
+
+    def first_offset(self) -> int:
+        return 0
+
+    def parts(self, start: int, end: int) -> Iterator[LogPart]:
+        yield LogPart(between(LOG, start, end), [])
+
+
 def a_serving(snapshot: ModelSnapshot | None = None) -> Serving:
     return Serving(
         an_app(),
@@ -47,7 +58,7 @@ def a_serving(snapshot: ModelSnapshot | None = None) -> Serving:
         CATEGORIES,
         feature_digest="f",
         load=lambda _version: loaded(a_trained()),
-        history=lambda start, end: between(LOG, start, end),
+        history=History(),
         snapshot=snapshot,
     )
 
@@ -59,10 +70,11 @@ def commands(start: int, end: int) -> list[Command]:
 def published(serving: Serving, seed: int) -> pa.RecordBatch:
     """What a worker publishes of a batch of events."""
     features = some_examples(20, seed=1_000 + seed).features
-    scores = serving.score(features)
+    ids = [f"{seed}.{row}" for row in range(20)]
+    scores = serving.score(features, ids)
     return pa.RecordBatch.from_pydict(
         {
-            "id": [f"{seed}.{row}" for row in range(20)],
+            "id": ids,
             "n": pa.array([scores.n] * 20, pa.int64()),
             "numeric": pa.array(features.numeric.tolist(), pa.list_(pa.float32())),
             "categories": pa.array([list(row) for row in zip(*features.categories, strict=True)]),
@@ -130,7 +142,7 @@ def test_example_folded_twice_turns_it_red() -> None:
 def test_leaves_of_another_version_turn_it_red(monkeypatch: pytest.MonkeyPatch) -> None:
     def misnamed(worker: Serving) -> Serving:
         made = resumed(worker)
-        made._champion = replace(made._champion, version="m2")
+        made._replica.champion = replace(made._replica.champion, version="m2")
         return made
 
     assert judged(misnamed).scores_wrong > 0

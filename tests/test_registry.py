@@ -6,7 +6,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tidemill.io.signing import SigningKey, format_signature, load_or_create_key
 from tidemill.models import booster as booster_module
 from tidemill.models.booster import Booster
 from tidemill.models.booster_training import Trained
+from tidemill.models.replica import LogPart
 from tidemill.models.serving import Serving
 
 APP = "shop"
@@ -32,6 +33,7 @@ FILES = (MODEL, MANIFEST, SIGNATURE)
 MUTATIONS = 1_000
 GOOD, OTHER = a_trained(), a_trained(seed=2)
 FEATURES = some_examples(50, seed=9).features
+IDS = [str(row) for row in range(50)]
 
 
 @pytest.fixture(scope="module")
@@ -354,16 +356,26 @@ def test_worker_goes_on_with_the_last_good_version(shelf: Shelf, keys, mutation:
         CATEGORIES,
         feature_digest=DIGEST,
         load=shelf.booster,
-        history=lambda start, end: nothing,
+        history=Nothing(),
     )
     _promote(serving, nothing, last_good, INITIAL)
-    served = serving.score(FEATURES)
+    served = serving.score(FEATURES, IDS)
     assert served.model_version == last_good and not served.is_degraded
     _promote(serving, nothing, broken, last_good)
-    after = serving.score(FEATURES)
+    after = serving.score(FEATURES, IDS)
     assert after.model_version == last_good and after.is_degraded
     assert served.booster is not None and np.array_equal(after.booster, served.booster)
     assert broken in serving.missing[broken]
+
+
+class Nothing:
+    """A log without examples."""
+
+    def first_offset(self) -> int:
+        return 0
+
+    def parts(self, start: int, end: int) -> Iterator[LogPart]:
+        return iter(())
 
 
 def _promote(serving: Serving, nothing: ExampleColumns, version: str, expects: str) -> None:

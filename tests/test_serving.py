@@ -9,83 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.builders import a_category, a_field, a_group, a_spec
+from tests.folded_log import COUNT, FEATURES, IDS, a_models_spec, a_serving, command, examples
 from tidemill.core.examples import no_examples
-from tidemill.core.records import Command, ExampleColumns, FeatureBatch, TopFeatures
 from tidemill.core.roles import INITIAL, RoleHistory, Roles
-from tidemill.core.spec import AppSpec, CostSpec, LearnerSpec
+from tidemill.core.spec import CostSpec
 from tidemill.errors import InvariantError, ModelRefusedError
-from tidemill.models.booster import BoosterOutputs
 from tidemill.models.serving import Serving
-
-COUNT = 120  # examples, at even offsets: odd ones are markers
-GENERATOR = np.random.default_rng(4)
-FEATURES = FeatureBatch(
-    GENERATOR.normal(size=(COUNT, 2)).astype(np.float32),
-    (tuple(GENERATOR.choice(["a", "b", ""], COUNT).tolist()),),
-)
-LABEL = (FEATURES.numeric[:, 0] + GENERATOR.normal(size=COUNT) > 0).astype(np.float32)
-
-
-def a_models_spec(snapshot_every: int = 1_000, warm_offsets: int = 40) -> AppSpec:
-    spec = a_spec(a_group("event", [], a_field("x", "amount"), a_field("y", "amount"), a_category("c", "shop")))
-    learner = LearnerSpec(
-        arguments="--loss_function logistic --link logistic -b 12 -l 0.5",
-        snapshot_every=snapshot_every,
-        warm_offsets=warm_offsets,
-    )
-    return replace(spec, learner=learner)
-
-
-def examples(start: int = 0, stop: int = COUNT) -> ExampleColumns:
-    rows = slice(start, stop)
-    served = np.linspace(0.1, 0.9, COUNT)[rows]
-    return ExampleColumns(
-        offset=np.arange(COUNT)[rows] * 2,
-        features=FeatureBatch(FEATURES.numeric[rows], tuple(column[rows] for column in FEATURES.categories)),
-        label=LABEL[rows],
-        is_learned=(np.arange(COUNT) % 7 != 3)[rows],
-        event_time=np.arange(COUNT)[rows],
-        label_time=np.arange(COUNT)[rows] + 5,
-        learner=served,
-        booster=np.where(np.arange(COUNT) > 50, 0.6, np.nan)[rows],
-        base_rate=np.full(COUNT, 0.4)[rows],
-        blend=served,
-    )
-
-
-class ABooster:
-    """Margins and leaves as a function of the version and the row."""
-
-    def __init__(self, version: str) -> None:
-        self.version = version
-
-    def outputs(self, features: FeatureBatch) -> BoosterOutputs:
-        margin = (features.numeric[:, 0] * (1 + len(self.version) % 3)).astype(np.float32)
-        leaves = np.stack([features.numeric[:, 1] > 0, features.numeric[:, 0] > 1], axis=1).astype(np.int32)
-        return BoosterOutputs(margin, 1 / (1 + np.exp(-margin.astype(np.float64))), leaves)
-
-    def top_features(self, features: FeatureBatch, rows: list[int], count: int = 5) -> dict[int, TopFeatures]:
-        return {row: TopFeatures(("x",), (float(features.numeric[row, 0]),)) for row in rows}
-
-
-def a_serving(spec: AppSpec | None = None, *, lacks: tuple[str, ...] = (), snapshot=None) -> Serving:
-    def load(version: str) -> ABooster:
-        if version in lacks:
-            raise ModelRefusedError("TM-5011", f"{version} is cut")
-        return ABooster(version)
-
-    def history(start: int, end: int) -> ExampleColumns:
-        return examples(-(-start // 2), -(-end // 2))
-
-    return Serving(
-        spec or a_models_spec(), ("x", "y"), ("c",), feature_digest="f", load=load, history=history, snapshot=snapshot
-    )
-
-
-def command(offset: int, kind: str, version: str = "", expects: str = INITIAL) -> Command:
-    return Command(offset, f"c{offset}", kind, expects, version, "a test", 0)
-
 
 COMMANDS = [
     command(31, "prepare", "m1"),
@@ -112,7 +41,7 @@ def folded(serving: Serving, cuts: list[int]) -> list:
 
 
 def same_scores(one: Serving, other: Serving) -> bool:
-    a, b = one.score(FEATURES), other.score(FEATURES)
+    a, b = one.score(FEATURES, IDS), other.score(FEATURES, IDS)
     names = ("learner", "base_rate", "blend")
     return a.model_version == b.model_version and all(
         np.array_equal(getattr(a, name), getattr(b, name)) for name in names
@@ -125,7 +54,7 @@ def test_state_is_a_function_of_the_prefix_whatever_the_pieces_and_however_often
     whole, pieces = a_serving(), a_serving()
     folded(whole, [])
     for _ in range(looks):
-        pieces.score(FEATURES)
+        pieces.score(FEATURES, IDS)
     folded(pieces, cuts)
 
     assert pieces.digest() == whole.digest()
@@ -163,7 +92,7 @@ def test_version_that_scores_is_told_by_n_alone():
     for until in range(10, 2 * COUNT, 10):
         part = examples(-(-serving.n // 2), -(-until // 2))
         serving.fold(part, [c for c in COMMANDS if serving.n <= c.offset < until], until)
-        assert serving.score(FEATURES).model_version == history.at(until).champion
+        assert serving.score(FEATURES, IDS).model_version == history.at(until).champion
     assert [c.offset for c in history.ignored] == [131, 181]
     assert serving.ignored == 2
     assert history.now == Roles(champion="m1", challenger="m22", parent=INITIAL)
@@ -174,24 +103,24 @@ def test_promoted_learner_has_seen_the_last_examples_with_its_own_booster():
     for serving in (warm, cold):
         serving.fold(examples(0, 40), [command(31, "prepare", "m1"), command(63, "promote", "m1")], 80)
     assert warm.digest() != cold.digest()
-    assert warm.score(FEATURES).booster is not None
+    assert warm.score(FEATURES, IDS).booster is not None
 
 
 def test_version_that_is_prepared_before_the_first_example_has_nothing_to_warm_up_with():
     serving = a_serving(a_models_spec(warm_offsets=0))
     serving.fold(no_examples(), [command(1, "prepare", "m1"), command(3, "promote", "m1")], 5)
-    assert serving.score(FEATURES).model_version == "m1"
+    assert serving.score(FEATURES, IDS).model_version == "m1"
 
 
 def test_frozen_learner_learns_nothing_until_it_thaws():
     frozen = a_serving()
     frozen.fold(examples(0, 20), [command(21, "freeze")], 40)
     assert frozen.roles.is_frozen
-    stopped = frozen.score(FEATURES).learner
+    stopped = frozen.score(FEATURES, IDS).learner
     frozen.fold(examples(60, 80), [], 160)
-    assert np.array_equal(frozen.score(FEATURES).learner, stopped)
+    assert np.array_equal(frozen.score(FEATURES, IDS).learner, stopped)
     frozen.fold(examples(80, 100), [command(161, "thaw")], 200)
-    assert not np.array_equal(frozen.score(FEATURES).learner, stopped)
+    assert not np.array_equal(frozen.score(FEATURES, IDS).learner, stopped)
 
 
 def test_worker_that_lacks_the_champion_serves_the_one_before_degraded_and_makes_no_snapshots():
@@ -199,18 +128,18 @@ def test_worker_that_lacks_the_champion_serves_the_one_before_degraded_and_makes
     serving = a_serving(spec, lacks=("m1",))
     made = serving.fold(examples(0, 20), [command(31, "prepare", "m1")], 40)
     assert made == () and "TM-5011" in serving.missing["m1"]
-    assert not serving.score(FEATURES).is_degraded
+    assert not serving.score(FEATURES, IDS).is_degraded
     made = serving.fold(examples(20, 80), [command(63, "promote", "m1")], 160)
 
     assert made == ()
     assert serving.roles.champion == "m1"
-    scores = serving.score(FEATURES)
+    scores = serving.score(FEATURES, IDS)
     assert (scores.model_version, scores.is_degraded) == (INITIAL, True)
     assert not serving.is_complete
 
 
 def test_first_scores_are_the_declared_default_and_degraded():
-    scores = a_serving().score(FEATURES)
+    scores = a_serving().score(FEATURES, IDS)
     assert scores.is_degraded and scores.n == 0
     assert np.all(scores.blend == a_models_spec().default_probability)
 
@@ -219,7 +148,7 @@ def test_few_positive_decisions_of_a_batch_name_their_top_features():
     spec = replace(a_models_spec(), costs=CostSpec(false_alarm=1, miss=99))
     serving = a_serving(spec)
     serving.fold(examples(0, 40), [command(31, "prepare", "m1"), command(63, "promote", "m1")], 80)
-    scores = serving.score(FEATURES)
+    scores = serving.score(FEATURES, IDS)
     assert len(scores.top_features) == 20
     assert all(scores.blend[row] > spec.costs.threshold for row in scores.top_features)
 

@@ -24,6 +24,8 @@ def a_snapshot(n: int, *, model: bytes = b"weights\n\x00{}", feature_digest: str
         challenger="m2",
         parent="",
         is_frozen=False,
+        is_canary=True,
+        excised="10-20",
         blend="a=0x1p-1",
         engine="engine 1",
         arguments="-b 10",

@@ -553,6 +553,8 @@ def examples(count: int, **changes: Any) -> dict[str, Any]:
         "base_rate": [0.5] * count,
         "n": [0] * count,
         "model_version": ["m"] * count,
+        "other": [0.5] * count,
+        "other_version": ["m2"] * count,
         "feature_digest": ["d"] * count,
         "numeric": np.arange(2 * count, dtype=np.float32).reshape(count, 2),
         "categories": [("a", f"b{at}") for at in range(count)],

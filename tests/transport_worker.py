@@ -42,6 +42,7 @@ class TransportWorker:
         self.group_instance_id = f"{group}.{name}"
         self.batch_records = batch_records
         self.batch_span_ms = None
+        self.barrier_ms = None
         self.is_bounded = is_bounded
         self.max_idle_s = 0.5
         self.data_folder = folder

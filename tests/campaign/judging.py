@@ -147,10 +147,10 @@ def _compare(models: Serving, predictions: Predictions, n: int, found: Replay) -
         predictions.features.numeric[start:end],
         tuple(column[start:end] for column in predictions.features.categories),
     )
-    scores = models.score(features)
+    scores = models.score(features, predictions.ids[start:end])
     for name, again, published in (
         ("learner", scores.learner, predictions.learner[start:end]),
-        ("blend", scores.blend, predictions.blend[start:end]),
+        ("blend", scores.served, predictions.blend[start:end]),
     ):
         for row in np.flatnonzero(again.view(np.int64) != published.view(np.int64)).tolist():
             found.scores_wrong += 1

@@ -15,17 +15,19 @@ from typing import NamedTuple
 
 from tidemill.apps.backtest_log import BacktestLog, OnExamples, OnOutputs
 from tidemill.apps.cycle import Cycle, CycleReport
+from tidemill.apps.folding import barrier_of
 from tidemill.core.batches import with_idle_partitions
 from tidemill.core.features import FeaturePlan
 from tidemill.core.merge import Cut, Offered, TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
-from tidemill.core.records import Batch, Outcome, Partition, Span
+from tidemill.core.records import Batch, Command, Outcome, Partition, Span
 from tidemill.core.spec import AppSpec
 from tidemill.io.codec import WireCodec
 from tidemill.io.memory import MemoryBackend, MemoryStore
 from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder
-from tidemill.models.serving import LoadBooster, Serving
+from tidemill.models.replica import LoadBooster
+from tidemill.models.serving import Serving
 
 WORKER = "backtest"
 BUFFERED_RECORDS = 5_000  # per partition: more than a batch takes of one
@@ -62,14 +64,23 @@ class Progress:
 class BacktestRun:
     """Runs lanes through the cycle; `serving` and `log` are for actions to use."""
 
-    def __init__(self, spec: AppSpec, *, load: LoadBooster, on_examples: OnExamples, on_outputs: OnOutputs) -> None:
+    def __init__(
+        self,
+        spec: AppSpec,
+        *,
+        load: LoadBooster,
+        on_examples: OnExamples,
+        on_outputs: OnOutputs,
+        keeps_log: bool = False,
+    ) -> None:
+        """`keeps_log`: hold all examples in memory, as `excise` needs them (TM-5005 without)."""
         self.spec = spec
         self.plan = FeaturePlan(spec)
         self._decoder = InputDecoder(spec)
         self.pipeline = Pipeline(spec, self.plan, WireCodec(spec, self._decoder))
         self.log = BacktestLog(
             self.pipeline.examples_topic,
-            kept_offsets=spec.learner.warm_offsets,
+            kept_offsets=None if keeps_log else spec.learner.warm_offsets,
             on_examples=on_examples,
             on_outputs=on_outputs,
         )
@@ -79,7 +90,7 @@ class BacktestRun:
             self.plan.category_names,
             feature_digest=self.plan.digest,
             load=load,
-            history=self.log.history,
+            history=self.log,
         )
         self._store = MemoryStore(MemoryBackend(), spec.name, owner_slot=WORKER)
         self._fold_until: int | None = None
@@ -136,9 +147,18 @@ class BacktestRun:
         self._settle()
 
     def replay(
-        self, lanes: Lanes, cuts: Iterable[GivenCut], *, on_batch: Callable[[Progress], None] = lambda progress: None
+        self,
+        lanes: Lanes,
+        cuts: Iterable[GivenCut],
+        *,
+        commands: Iterable[Command] = (),
+        on_batch: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        """The batches that another run cut, each with the group watermark and the N that it had."""
+        """The batches that another run cut, each with the group watermark and the N that it had.
+
+        `commands`: all of that run's examples log, in its order.
+        """
+        self.log.give(commands)
         sources = self._open(lanes)
         merge = self._merge(sources, is_bounded=False)
         index_of = {topic.name: index for index, topic in enumerate(self.spec.topics)}
@@ -164,7 +184,13 @@ class BacktestRun:
 
     def _merge(self, sources: Iterable[Partition], *, is_bounded: bool) -> TimeOrderedMerge:
         roles = [topic.role for topic in self.spec.topics]
-        merge = TimeOrderedMerge(roles, is_bounded=is_bounded, span_ms=self.spec.batch_span_ms if is_bounded else None)
+        spec = self.spec
+        merge = TimeOrderedMerge(
+            roles,
+            is_bounded=is_bounded,
+            span_ms=spec.batch_span_ms if is_bounded else None,
+            barrier_ms=barrier_of(spec) if is_bounded else None,
+        )
         index_of = {topic.name: index for index, topic in enumerate(self.spec.topics)}
         for partition in sources:
             merge.add_partition(index_of[partition.topic], partition.number, 0)

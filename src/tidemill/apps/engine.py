@@ -150,6 +150,7 @@ class Engine:
         if source.generation != self.current_generation or source.epoch != self.epoch:
             return  # taken away or claimed anew since: its records are read again
         self._publishing.group_metadata = source.group_metadata
+        self._fold.enter(max(record.time for record in source.records))
         batch = self._decoder.decode(source.records, source.spans)
         self._run(batch)
 

@@ -89,7 +89,7 @@ class _NoModel:
 
     n = 0
 
-    def score(self, features: FeatureBatch) -> Scores:
+    def score(self, features: FeatureBatch, ids: Sequence[str]) -> Scores:
         nothing = np.zeros(len(features))
         return Scores(learner=nothing, base_rate=nothing, booster=None, blend=nothing, n=0, model_version="")
 

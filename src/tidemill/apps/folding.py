@@ -7,20 +7,26 @@ same records in the same order; N is the next offset to fold.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-from tidemill.core.records import ExampleColumns
 from tidemill.core.roles import Roles
+from tidemill.core.spec import AppSpec
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.wire import FeatureShape, decode_examples
+from tidemill.models.replica import LogPart
 from tidemill.models.serving import Serving
 
 READ_YOUR_WRITES_S = 0.05  # live: a later example is worth more than a late prediction
 OWN_EXAMPLES_S = 30.0  # bounded replay: our own committed examples must come; a broker that keeps them longer is down
 FOLD_RECORDS_MAX = 10_000  # bounds memory while catching up
+
+
+def barrier_of(spec: AppSpec) -> int | None:
+    """Where a bounded replay cuts its batches: at each tick, when the app has a loop that answers ticks."""
+    return None if spec.retrain is None else spec.monitor.every_ms
 
 
 class Message(Protocol):
@@ -32,7 +38,7 @@ class Message(Protocol):
 
 
 class ExampleHistory:
-    """Examples of the log once more: what a new version's learner is warmed up with."""
+    """The log once more: what commands look back at. Fulfils `models.replica.History`."""
 
     def __init__(self, client_settings: Mapping[str, Any], topic: str, expected: FeatureShape | None = None) -> None:
         """`expected`: examples of other features are not learned."""
@@ -40,18 +46,24 @@ class ExampleHistory:
         self._topic = topic
         self._expected = expected
 
-    def __call__(self, start: int, end: int) -> ExampleColumns:
-        """The examples at offsets [start, end)."""
+    def first_offset(self) -> int:
+        reader = LogReader(self._client_settings, self._topic, 0)
+        try:
+            return reader.first_offset()
+        finally:
+            reader.close()
+
+    def parts(self, start: int, end: int) -> Iterator[LogPart]:
+        """The records at offsets [start, end) that the log still holds."""
         reader = LogReader(self._client_settings, self._topic, 0)
         try:
             reader.seek(max(start, reader.first_offset()))
-            messages: list[Message] = []
             while reader.position < end:
-                messages += reader.read(until_offset=end, timeout_s=1.0, max_records=end - start)
+                messages: list[Message] = reader.read(until_offset=end, timeout_s=1.0, max_records=FOLD_RECORDS_MAX)
+                values, offsets = [m.value() for m in messages], [m.offset() for m in messages]
+                yield LogPart(*decode_examples(values, offsets, self._expected))
         finally:
             reader.close()
-        values, offsets = [m.value() for m in messages], [m.offset() for m in messages]
-        return decode_examples(values, offsets, self._expected)[0]
 
 
 class ExampleFold:
@@ -67,9 +79,10 @@ class ExampleFold:
         is_bounded: bool,
         on_roles: Callable[[Roles], None],
         expected: FeatureShape | None = None,
+        barrier_ms: int | None = None,
     ) -> None:
         """`on_roles` hears the roles after every run of records with commands in it. `expected`: examples of other
-        features are passed over."""
+        features are passed over. `barrier_ms`: where the batches of a bounded replay are cut, see `core/merge.py`."""
         self.reader = reader
         self._serving = serving
         self._snapshots = snapshots
@@ -77,6 +90,8 @@ class ExampleFold:
         self._is_bounded = is_bounded
         self._on_roles = on_roles
         self._expected = expected
+        self._barrier_ms = barrier_ms if is_bounded else None
+        self._slice = -1  # between two barriers: that of the last batch
         self._own_next = 0  # the next offset after the last example that this worker published
         reader.seek(serving.n)
 
@@ -84,8 +99,18 @@ class ExampleFold:
         """This worker published an example at `offset`."""
         self._own_next = max(self._own_next, offset + 1)
 
+    def enter(self, time: int) -> None:
+        """A batch that ends at `time` is about to be processed: the first one behind a barrier folds the whole log.
+
+        The producer held at the barrier until the loop had answered. So what the log holds now is the same in every
+        run, and the commands in it are obeyed at the same offset.
+        """
+        if self._barrier_ms is not None and -(-time // self._barrier_ms) > self._slice:
+            self._slice = -(-time // self._barrier_ms)
+            self.catch_up()
+
     def catch_up(self) -> None:
-        """Fold all that is in the log now (at start and after a claim)."""
+        """Fold all that is in the log now (at start, after a claim, behind a barrier)."""
         self._fold_until(self.reader.end_offset(), deadline_s=None)
 
     def __call__(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.apps.boosters import load_for
-from tidemill.apps.folding import ExampleFold, ExampleHistory
+from tidemill.apps.folding import ExampleFold, ExampleHistory, barrier_of
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.pipeline import Pipeline
@@ -25,7 +25,8 @@ from tidemill.io.signing import PublicKey, SigningKey, load_or_create_key, parse
 from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.wire import FeatureShape
 from tidemill.models.booster import Booster
-from tidemill.models.serving import History, LoadBooster, Serving
+from tidemill.models.replica import History, LoadBooster
+from tidemill.models.serving import Serving
 
 
 def store_place(settings: Settings, kind: str) -> str | Path:
@@ -98,6 +99,7 @@ def make_models(
         is_bounded=settings.worker.is_bounded,
         on_roles=on_roles,
         expected=feature_shape(plan),
+        barrier_ms=barrier_of(app),
     )
     return serving, fold
 
@@ -124,6 +126,7 @@ def _newest_serving(
                 load=load,
                 history=history,
                 snapshot=snapshot,
+                newest_snapshot=newest,
             )
         except ModelRefusedError as error:
             if snapshot is None or error.code == "TM-5002":

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from tidemill.apps.engine import Engine, worker_group
+from tidemill.apps.folding import barrier_of
 from tidemill.apps.garbage_collection import collect_rarely
 from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
@@ -28,6 +29,7 @@ from tidemill.io import kafka
 from tidemill.io.faust_transport import make_faust_app
 from tidemill.io.slots import take_slot
 from tidemill.io.source import SourceBatch
+from tidemill.io.start_checks import check_port
 
 STOP_DEADLINE_S = 20.0  # a stop that takes longer is a hang: the process ends all the same
 LOOK_AGAIN_S = 0.005  # how often a worker that waits for others reads their marks
@@ -52,6 +54,7 @@ class Worker:
         self.batch_records = settings.app.batch_records
         self.batch_span_ms = settings.app.batch_span_ms
         self.is_bounded = settings.worker.is_bounded
+        self.barrier_ms = barrier_of(settings.app) if self.is_bounded else None
         self.max_idle_s = settings.worker.max_idle_s
         self.data_folder = settings.data_folder
         self._engine: Engine | None = None
@@ -251,7 +254,13 @@ class Worker:
 
 
 def run_worker(settings: Settings, *, slot: int | None, web_port: int | None, report: Callable[[str], None]) -> int:
-    """Run one worker until it is told to stop or cannot go on; the exit code."""
+    """Run one worker until it is told to stop or cannot go on; the exit code.
+
+    Raises:
+        ConfigError: TM-1303 the port is taken; those of a slot.
+    """
+    if web_port is not None:
+        check_port(web_port, "--web-port")
 
     async def main() -> int:
         return await Worker(settings, slot=slot, report=report).run(web_port=web_port)

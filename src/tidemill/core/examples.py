@@ -7,25 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import compress
+from itertools import chain, compress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.core.records import ExampleColumns, FeatureBatch
+from tidemill.core.records import ExampleColumns, FeatureBatch, Int64s
 
-_PLAIN = tuple(field.name for field in fields(ExampleColumns) if field.name != "features")  # one value per row
+_TEXTS = ("model_version", "other_version")
+# One value per row.
+_PLAIN = tuple(field.name for field in fields(ExampleColumns) if field.name not in ("features", *_TEXTS))
 
 
 def joined(parts: Sequence[ExampleColumns]) -> ExampleColumns:
     """Consecutive columns as one."""
     if len(parts) == 1:
         return parts[0]
-    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PLAIN}
+    columns: dict[str, Any] = {name: np.concatenate([getattr(part, name) for part in parts]) for name in _PLAIN}
+    texts: dict[str, Any] = {name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in _TEXTS}
     by_category = zip(*(part.features.categories for part in parts), strict=True)
     categories = tuple(tuple(value for column in pieces for value in column) for pieces in by_category)
     features = FeatureBatch(np.concatenate([part.features.numeric for part in parts]), categories)
-    return ExampleColumns(features=features, **columns)
+    return ExampleColumns(features=features, **columns, **texts)
 
 
 def between(examples: ExampleColumns, start: int, end: int) -> ExampleColumns:
@@ -38,16 +42,26 @@ def chosen(examples: ExampleColumns, is_chosen: npt.NDArray[np.bool_]) -> Exampl
     """The rows where `is_chosen` holds."""
     if is_chosen.all():
         return examples
-    columns = {name: getattr(examples, name)[is_chosen] for name in _PLAIN}
+    columns: dict[str, Any] = {name: getattr(examples, name)[is_chosen] for name in _PLAIN}
+    texts: dict[str, Any] = {name: tuple(compress(getattr(examples, name), is_chosen)) for name in _TEXTS}
     categories = tuple(tuple(compress(column, is_chosen)) for column in examples.features.categories)
-    return ExampleColumns(features=FeatureBatch(examples.features.numeric[is_chosen], categories), **columns)
+    features = FeatureBatch(examples.features.numeric[is_chosen], categories)
+    return ExampleColumns(features=features, **columns, **texts)
 
 
 def rows(examples: ExampleColumns, start: int, end: int) -> ExampleColumns:
     """The rows [start, end) by position."""
-    columns = {name: getattr(examples, name)[start:end] for name in _PLAIN}
+    columns = {name: getattr(examples, name)[start:end] for name in (*_PLAIN, *_TEXTS)}
     categories = tuple(column[start:end] for column in examples.features.categories)
     return ExampleColumns(features=FeatureBatch(examples.features.numeric[start:end], categories), **columns)
+
+
+def outside(offsets: Int64s, ranges: Sequence[tuple[int, int]]) -> npt.NDArray[np.bool_]:
+    """Whether each offset lies in none of the ranges [start, end)."""
+    found = np.ones(len(offsets), dtype=np.bool_)
+    for start, end in ranges:
+        found &= (offsets < start) | (offsets >= end)
+    return found
 
 
 def no_examples() -> ExampleColumns:

@@ -16,7 +16,6 @@ from tidemill.core.records import Span
 
 RANKS = {"context": 0, "label": 1, "event": 2}  # of equal times: what is known first, then what is asked
 PUNCTUATION_RANK = 3
-_ENDLESS = 2**62
 
 Place = tuple[int, int]  # (topic index, partition)
 
@@ -72,9 +71,16 @@ class TimeOrderedMerge:
     out_of_order: records that came after a later one had been offered by their partition or cut from another.
     """
 
-    def __init__(self, roles: Sequence[str], *, is_bounded: bool, span_ms: int | None = None) -> None:
-        """`span_ms`: the event time that one cut may cover, None = any."""
+    def __init__(
+        self, roles: Sequence[str], *, is_bounded: bool, span_ms: int | None = None, barrier_ms: int | None = None
+    ) -> None:
+        """`span_ms`: the event time that one cut may cover, None = any.
+
+        barrier_ms: no cut goes across a multiple of it: the records up to T, T included, are in other cuts than those
+        after it. So a bounded replay whose producer holds at T gets everything up to T without what comes next.
+        """
         self._span_ms = span_ms
+        self._barrier_ms = barrier_ms
         self._ranks = [RANKS[role] for role in roles]
         self._is_bounded = is_bounded
         self._lanes: dict[Place, _Lane] = {}
@@ -136,7 +142,7 @@ class TimeOrderedMerge:
         """The next batch, or None while there is none.
 
         In a bounded replay a batch is the next `records_max` of the merged order, whenever the records arrived; it is
-        shorter only at the end of all partitions and where `limit` cuts it. Live, it is what is there.
+        shorter only at the end of all partitions, at a barrier and where `limit` cuts it. Live, it is what is there.
 
         Args:
             limit: no record later than this time, for the sake of slower workers; None = no limit.
@@ -145,12 +151,15 @@ class TimeOrderedMerge:
         self._release(lagging)
         available = len(self._released)
         is_limited = False
-        if self._span_ms is not None and available:
-            limit = min(_ENDLESS if limit is None else limit, self._released[0].time + self._span_ms - 1)
+        barrier = None if not available else self._barrier_at(self._released[0].time)
+        if available:
+            ends = (limit, barrier, self._span_end(self._released[0].time))
+            limit = min((end for end in ends if end is not None), default=None)
         if limit is not None and available and self._released[min(available, records_max) - 1].time > limit:
             available = next(at for at, entry in enumerate(self._released) if entry.time > limit)
             is_limited = True
-        if self._is_bounded and available < records_max and not is_limited and not self._has_ended():
+        is_whole = is_limited or self._has_ended() or self._has_reached(barrier, lagging)
+        if self._is_bounded and available < records_max and not is_whole:
             return None
         if not available:
             return None
@@ -160,6 +169,17 @@ class TimeOrderedMerge:
         if self._is_bounded:
             return [place for place, lane in self._lanes.items() if not lane.is_ended]
         return [place for place in self._lanes if place in lagging]
+
+    def _span_end(self, first_time: int) -> int | None:
+        return None if self._span_ms is None else first_time + self._span_ms - 1
+
+    def _barrier_at(self, time: int) -> int | None:
+        """The first barrier at or after a time."""
+        return None if self._barrier_ms is None else -(-time // self._barrier_ms) * self._barrier_ms
+
+    def _has_reached(self, barrier: int | None, lagging: set[Place]) -> bool:
+        """Whether no record at or before the barrier is to come."""
+        return barrier is not None and all(self._lanes[place].bound > barrier for place in self._waited(lagging))
 
     def _release(self, lagging: set[Place]) -> None:
         """Move what no record to come can precede into the merged order."""

@@ -130,7 +130,7 @@ class Pipeline:
             keys=reads.state_keys,
             state=view.state,
         )
-        scores = scorer.score(features)
+        scores = scorer.score(features, [event.id for event in joined.scored])
         flags = self._flags(joined, events, view, scores.is_degraded)
         served = served_columns(features, scores, entities, flags, self.plan.digest)
         examples = self._examples(joined, served, pending, label_rows)

@@ -65,7 +65,9 @@ class Scorer(Protocol):
         """The next offset of the examples log to fold."""
         ...
 
-    def score(self, features: FeatureBatch) -> Scores: ...
+    def score(self, features: FeatureBatch, ids: Sequence[str]) -> Scores:
+        """`ids`: of the events, one per row; they choose the rows that a challenger serves."""
+        ...
 
 
 class Codec(Protocol):

@@ -238,7 +238,11 @@ class TopFeatures(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Probabilities of the positive class, shape (rows,); None = that expert is absent. `n`: the examples folded."""
+    """Probabilities of the positive class, shape (rows,); None = that expert is absent. `n`: the examples folded.
+
+    learner, base_rate, booster, blend are the champion's. other: the blend of the challenger, with the same weights.
+    is_canary: the rows that the challenger serves, shape (rows,) bool; None = none.
+    """
 
     learner: Float64s
     base_rate: Float64s
@@ -248,6 +252,16 @@ class Scores:
     model_version: str  # the champion at n
     is_degraded: bool = False  # nothing has been learned yet, or the champion is not at hand: a fallback answered
     top_features: Mapping[int, TopFeatures] = field(default_factory=dict)  # by row, for few positive decisions
+    other: Float64s | None = None  # None = there is no challenger, or it is not at hand
+    other_version: str = ""  # the challenger at n, when `other` is given
+    is_canary: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def served(self) -> Float64s:
+        """The blend that is served: the challenger's in canary rows."""
+        if self.is_canary is None or self.other is None:
+            return self.blend
+        return np.where(self.is_canary, self.other, self.blend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +269,9 @@ class ExampleColumns:
     """Consecutive records of the examples log as columns, in log order. Commands are not here.
 
     features, learner, booster, base_rate, blend: as served, NaN where that expert was absent. is_learned is False for
-    amendments, flagged examples and those of other features: the fold passes them over.
+    amendments, flagged examples and those of other features: the fold passes them over. blend was served by
+    model_version, other is what other_version would have served ("" and NaN: there was no other). The last three may be
+    left out, and are then NaN and "" in every row.
     """
 
     offset: Int64s
@@ -268,6 +284,17 @@ class ExampleColumns:
     booster: Float64s
     base_rate: Float64s
     blend: Float64s
+    other: Float64s = field(default_factory=lambda: np.empty(0))
+    model_version: tuple[str, ...] = ()
+    other_version: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.offset)
+        if not len(self.other):
+            object.__setattr__(self, "other", np.full(count, np.nan))
+        for name in ("model_version", "other_version"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, ("",) * count)
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -276,8 +303,9 @@ class ExampleColumns:
 class Command(NamedTuple):
     """A change of model in the examples log, at its offset.
 
-    kind: "prepare", "promote", "freeze", "thaw"; another one is ignored. expects: the champion that it was made for; a
-    fold that finds another ignores the command. cause: an alert's id, or a person. time: when it was issued, ms.
+    kind: see `core.roles`; another one is ignored. expects: the champion that it was made for; a fold that finds
+    another ignores the command. model_version: whom it is about; of "excise" the offsets "<from>-<to>" of the examples
+    log. cause: an alert's id, or a person. time: when it was issued, ms.
     """
 
     offset: int

@@ -16,7 +16,8 @@ class ModelSnapshot:
 
     learned, positives: examples learned, and how many of them were positive.
     champion, challenger: versions; "" = there is no challenger. parent: the champion before, "" = none.
-    is_frozen: whether the champion's learner is frozen.
+    is_frozen: whether the champion's learner is frozen. is_canary: whether the challenger serves a share.
+    excised: the ranges of offsets that taught nothing, as `Roles.excised_text`.
     blend: weights of the experts, as `core.blend` packs them.
     engine: the library that wrote `learners`, with its version; only the same one reads them.
     arguments: the engine's arguments as declared; it must be given the same again.
@@ -32,6 +33,8 @@ class ModelSnapshot:
     challenger: str
     parent: str
     is_frozen: bool
+    is_canary: bool
+    excised: str
     blend: str
     engine: str
     arguments: str
@@ -57,7 +60,14 @@ def digest_of(snapshot: ModelSnapshot) -> str:
     return state_digest(
         learned=snapshot.learned,
         positives=snapshot.positives,
-        roles=(snapshot.champion, snapshot.challenger, snapshot.parent, str(snapshot.is_frozen)),
+        roles=(
+            snapshot.champion,
+            snapshot.challenger,
+            snapshot.parent,
+            str(snapshot.is_frozen),
+            str(snapshot.is_canary),
+            snapshot.excised,
+        ),
         blend=snapshot.blend,
         learners=snapshot.learners,
     )

@@ -11,6 +11,7 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tidemill.core.labels import Amendment, EventEntry, Join
 from tidemill.core.records import (
@@ -38,6 +39,8 @@ SERVED = pa.schema(
         pa.field("base_rate", pa.float64()),
         pa.field("n", pa.int64(), nullable=False),
         pa.field("model_version", pa.string(), nullable=False),
+        pa.field("other", pa.float64()),
+        pa.field("other_version", pa.string(), nullable=False),
         pa.field("feature_digest", pa.string(), nullable=False),
         pa.field("numeric", NUMBERS, nullable=False),
         pa.field("categories", TEXTS, nullable=False),
@@ -56,14 +59,17 @@ def served_columns(
 ) -> pa.RecordBatch:
     """Features and scores of scored events, one row each: what a pending row keeps (row.v1)."""
     count = len(features)
+    blend, model_version, other, other_version = _who_served(scores, count)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array(scores.blend),
+            blend,
             pa.array(scores.learner),
             _optional(scores.booster, count),
             pa.array(scores.base_rate),
             _repeated(scores.n, count, pa.int64()),
-            _repeated(scores.model_version, count, pa.string()),
+            model_version,
+            other,
+            other_version,
             _repeated(feature_digest, count, pa.string()),
             _number_lists(features.numeric),
             _text_lists(features.categories, count),
@@ -159,6 +165,8 @@ def amendment_columns(amendments: Sequence[Amendment], feature_digest: str) -> p
             "base_rate": pa.nulls(count, pa.float64()),
             "n": _repeated(0, count, pa.int64()),
             "model_version": _repeated("", count, pa.string()),
+            "other": pa.nulls(count, pa.float64()),
+            "other_version": _repeated("", count, pa.string()),
             "feature_digest": _repeated(feature_digest, count, pa.string()),
             "numeric": pa.array([[]] * count, NUMBERS),
             "categories": empty,
@@ -195,6 +203,21 @@ def commit_columns(
                 pa.map_(pa.string(), pa.int64()),
             ),
         }
+    )
+
+
+def _who_served(scores: Scores, count: int) -> tuple[pa.Array, pa.Array, pa.Array, pa.Array]:
+    """Per row: the blend served and whose it is, and what the other of champion and challenger says."""
+    champion = _repeated(scores.model_version, count, pa.string())
+    challenger = _repeated(scores.other_version, count, pa.string())
+    if scores.is_canary is None or scores.other is None:
+        return pa.array(scores.blend), champion, _optional(scores.other, count), challenger
+    chosen = pa.array(scores.is_canary)
+    return (
+        pa.array(scores.served),
+        pc.if_else(chosen, challenger, champion),
+        pa.array(np.where(scores.is_canary, scores.blend, scores.other)),
+        pc.if_else(chosen, champion, challenger),
     )
 
 

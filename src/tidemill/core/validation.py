@@ -29,7 +29,7 @@ from tidemill.core.metrics import BINS, LOSS_UNIT
 from tidemill.core.records import ExampleColumns, Float64s, Int64s
 from tidemill.core.spec import AppSpec
 from tidemill.core.validation_cells import Cells, ScoredRows, Tally
-from tidemill.core.validation_rows import WINDOWS, Row, ServedCounts, Slice, score_row, served_row
+from tidemill.core.validation_rows import COMPARED, WINDOWS, Row, ServedCounts, Slice, score_row, served_row
 
 SERVED_SERIES = ("blend", "learner", "booster", "base_rate")
 SLICED_WINDOWS = ("run", "28d")
@@ -86,6 +86,8 @@ class Validation:
     ) -> None:
         self._measured_from_ms = measured_from_ms
         self._sliced_windows = tuple(sliced_windows)
+        trained = [one.trained_until_ms for one in spec.comparators if one.trained_until_ms is not None]
+        self._compared_from_ms = max(trained, default=None)
         self._costs = spec.costs
         self._comparators = Comparators(spec.comparators, training)
         self.series = (*SERVED_SERIES, *self._comparators.names)
@@ -185,6 +187,9 @@ class Validation:
         scored = self._scored(measured, series, baselines)
         codes = [self._codes(column, values) for column, values in enumerate(measured.features.categories)]
         for name in WINDOWS:
+            if name == COMPARED:
+                self._add_compared(scored, measured.event_time)
+                continue
             numbers, number_of_row = np.unique(_numbers(measured.label_time, name), return_inverse=True)
             windows = [Window(name, number) for number in numbers.tolist()]
             groups = [_Group(window) for window in windows]
@@ -198,6 +203,14 @@ class Validation:
                     at = [divmod(pair, VALUES_MAX + 1) for pair in pairs.tolist()]
                     groups = [_Group(windows[place], column, value) for place, value in at]
                     self._slice_cells.add(scored, groups, pair_of_row)
+
+    def _add_compared(self, scored: ScoredRows, event_time: Int64s) -> None:
+        if self._compared_from_ms is None or not (at := event_time >= self._compared_from_ms).any():
+            return
+        window = Window(COMPARED, 0)
+        self._cells_of(_Group(window)).add(scored.where(at), [_Group(window)], np.zeros(int(at.sum()), dtype=np.intp))
+        self._measured.add(window)
+        self._changed.add(window)
 
     def _scored(self, measured: ExampleColumns, series: Sequence[Float64s], baselines: Baselines) -> ScoredRows:
         return ScoredRows.of(
@@ -268,6 +281,8 @@ def _numbers(time_ms: Int64s, window: str) -> Int64s:
 def _windows(time_ms: Int64s) -> Iterator[tuple[Window, npt.NDArray[np.bool_]]]:
     """Every window that has a time in it, and which ones are."""
     for name in WINDOWS:
+        if name == COMPARED:
+            continue
         numbers = _numbers(time_ms, name)
         for number in np.unique(numbers).tolist():
             yield Window(name, number), numbers == number

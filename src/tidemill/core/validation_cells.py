@@ -129,6 +129,16 @@ class ScoredRows:
             sums[at, index] = np.stack(columns, axis=1)
         return cls(bins=bins, sums=sums, is_positive=is_positive, delay=delay_bucket(delay_ms), offset=offset)
 
+    def where(self, at: npt.NDArray[np.bool_]) -> ScoredRows:
+        """The rows where `at` holds."""
+        return ScoredRows(
+            bins=self.bins[at],
+            sums=self.sums[at],
+            is_positive=self.is_positive[at],
+            delay=self.delay[at],
+            offset=self.offset[at],
+        )
+
 
 class Cells:
     """Counts by group and series. Groups are numbered as they come; memory grows with them.

@@ -17,7 +17,15 @@ from tidemill.core.spec import CostSpec
 from tidemill.core.validation_cells import Tally
 
 DAY_MS = 86_400_000
-WINDOWS: Mapping[str, int | None] = {"run": None, "1d": DAY_MS, "7d": 7 * DAY_MS, "28d": 28 * DAY_MS}
+# compared: examples of events since the last declared comparator was first trained, so that all series have the same.
+COMPARED = "compared"
+WINDOWS: Mapping[str, int | None] = {
+    "run": None,
+    "1d": DAY_MS,
+    "7d": 7 * DAY_MS,
+    "28d": 28 * DAY_MS,
+    COMPARED: None,
+}
 PREDICTIONS = "predictions"  # the series of what was served
 
 Row = Mapping[str, Any]

@@ -38,6 +38,7 @@ class WorkerHooks(Protocol):
     batch_records: int
     is_bounded: bool
     batch_span_ms: int | None
+    barrier_ms: int | None
     max_idle_s: float
     data_folder: Path
 
@@ -73,6 +74,7 @@ class Consumer(FaustConsumer):  # type: ignore[misc]
             batch_records=hooks.batch_records,
             is_bounded=hooks.is_bounded,
             batch_span_ms=hooks.batch_span_ms,
+            barrier_ms=hooks.barrier_ms,
             max_idle_s=hooks.max_idle_s,
             hooks=self,
         )

@@ -122,11 +122,11 @@ def decode_examples(
     """
     commands = decode_commands(values, offsets)
     if not commands:
-        return _examples(values, np.array(offsets, dtype=np.int64), expected), []
+        return examples_of(decode("example.v1", values), np.array(offsets, dtype=np.int64), expected), []
     of_commands = {command.offset for command in commands}
     rest = [(value, offset) for value, offset in zip(values, offsets, strict=True) if offset not in of_commands]
     at = np.array([offset for _, offset in rest], dtype=np.int64)
-    return _examples([value for value, _ in rest], at, expected), commands
+    return examples_of(decode("example.v1", [value for value, _ in rest]), at, expected), commands
 
 
 def without_commands(values: Sequence[bytes]) -> list[bytes]:
@@ -143,8 +143,8 @@ def decode_commands(values: Sequence[bytes], offsets: Sequence[int]) -> list[Com
     return [Command(offset, **row) for (_, offset), row in zip(places, rows, strict=True)]
 
 
-def _examples(values: Sequence[bytes], offsets: Int64s, expected: FeatureShape | None) -> ExampleColumns:
-    columns = decode("example.v1", values)
+def examples_of(columns: pa.RecordBatch, offsets: Int64s, expected: FeatureShape | None) -> ExampleColumns:
+    """Columns of example.v1 as `decode_examples` gives them."""
     is_learned = columns.column("is_learned").to_numpy(zero_copy_only=False)
     numeric, categories = columns.column("numeric"), columns.column("categories")
     numeric_lengths, category_lengths = (lists.value_lengths().to_numpy() for lists in (numeric, categories))
@@ -166,12 +166,15 @@ def _examples(values: Sequence[bytes], offsets: Int64s, expected: FeatureShape |
     at = None if has_features.all() else np.flatnonzero(has_features)
     return ExampleColumns(
         offset=offsets,
-        features=FeatureBatch(_matrix(numeric, at, widths[0]), _text_columns(categories, at, widths[1])),
+        features=FeatureBatch(matrix_of(numeric, at, widths[0]), text_columns_of(categories, at, widths[1])),
         label=columns.column("label").to_numpy().astype(np.float32),
         is_learned=is_learned,
         event_time=columns.column("event_time").to_numpy(),
         label_time=columns.column("label_time").to_numpy(),
-        **{name: _probabilities(columns.column(name)) for name in ("learner", "booster", "base_rate", "blend")},
+        **{
+            name: _probabilities(columns.column(name)) for name in ("learner", "booster", "base_rate", "blend", "other")
+        },
+        **{name: _few_texts(columns.column(name)) for name in ("model_version", "other_version")},
     )
 
 
@@ -181,7 +184,16 @@ def _probabilities(column: pa.Array) -> Float64s:
     return values
 
 
-def _matrix(lists: pa.ListArray, at: Int64s | None, width: int) -> Float32s:
+def _few_texts(column: pa.Array) -> tuple[str, ...]:
+    """A column of few different strings, most often one."""
+    encoded = column.dictionary_encode()
+    texts = encoded.dictionary.to_pylist()
+    if len(texts) == 1:
+        return (texts[0],) * len(column)
+    return tuple(np.array(texts, dtype=object)[encoded.indices.to_numpy()].tolist())
+
+
+def matrix_of(lists: pa.ListArray, at: Int64s | None, width: int) -> Float32s:
     """(rows, width) float32; rows not in `at` (None: all are) are NaN."""
     if at is None:
         flat: Float32s = lists.flatten().to_numpy()
@@ -191,7 +203,7 @@ def _matrix(lists: pa.ListArray, at: Int64s | None, width: int) -> Float32s:
     return matrix
 
 
-def _text_columns(lists: pa.ListArray, at: Int64s | None, width: int) -> tuple[tuple[str, ...], ...]:
+def text_columns_of(lists: pa.ListArray, at: Int64s | None, width: int) -> tuple[tuple[str, ...], ...]:
     """`width` columns of strings; rows not in `at` (None: all are) are "" in each."""
     if at is None:
         flat = lists.flatten().to_pylist()

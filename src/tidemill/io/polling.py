@@ -74,6 +74,7 @@ class Polling:
         batch_records: int,
         is_bounded: bool,
         batch_span_ms: int | None,
+        barrier_ms: int | None,
         max_idle_s: float,
         hooks: PollingHooks,
     ) -> None:
@@ -83,7 +84,9 @@ class Polling:
         self._is_bounded = is_bounded
         self._max_idle_s = max_idle_s
         self._hooks = hooks
-        self._merge = TimeOrderedMerge([t.role for t in topics], is_bounded=is_bounded, span_ms=batch_span_ms)
+        self._merge = TimeOrderedMerge(
+            [topic.role for topic in topics], is_bounded=is_bounded, span_ms=batch_span_ms, barrier_ms=barrier_ms
+        )
         self._settings = {
             **settings,
             "group.id": group_id,

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xgboost
 
+from tidemill.core.drift.reference import reference_of
+from tidemill.core.loop_spec import MonitorSpec
 from tidemill.core.manifest import Manifest, model_digest
 from tidemill.core.metrics import auc, log_loss
-from tidemill.core.records import Float32s
+from tidemill.core.records import Float32s, Float64s
 from tidemill.core.spec import BoosterSpec
 from tidemill.errors import ConfigError, ModelRefusedError
 from tidemill.models.booster import ENGINE, NUMERIC_MAX
@@ -30,12 +32,27 @@ CODE_VERSION = "tidemill 0.1.0"  # pyproject.toml; a test compares them
 OnRound = Callable[[int, float], None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What the trees of the older examples said of examples that they had not seen.
+
+    is_newest: which of the rows were held back, (rows,). newest, holdout: probabilities, in the order of those rows.
+    base_rate: the share of positives among the older ones.
+    """
+
+    is_newest: npt.NDArray[np.bool_]
+    newest: Float64s
+    holdout: Float64s
+    base_rate: float
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """model: XGBoost's UBJSON."""
 
     model: bytes
     manifest: Manifest
+    judged: Judged = field(compare=False, repr=False)
 
 
 def train_booster(
@@ -47,11 +64,13 @@ def train_booster(
     feature_names: tuple[str, ...],
     category_names: tuple[str, ...],
     features: tuple[str, ...] | None = None,
+    holdout: TrainingRows | None = None,
     parent: str,
     cause: str,
     created: int,
     threads: int,
     on_round: OnRound | None = None,
+    monitor: MonitorSpec | None = None,
 ) -> Trained:
     """Find how many trees the newest examples want, then grow as many on all.
 
@@ -62,9 +81,11 @@ def train_booster(
     Args:
         rows: at least EXAMPLES_MIN, of both classes.
         features: the columns to use; None = all.
+        holdout: of the same log as `rows` and none of them: only judged on.
         created: ms, as the caller tells time.
         threads: changes nothing but the time. More than there are idle cores cost a multiple of it: they wait spinning.
         on_round: hears the round and its log loss on the newest examples.
+        monitor: the ticks and the window that the manifest's reference is made for; None = the default's.
     Raises:
         ConfigError: TM-1056, `features` names a column that there is not, or none at all.
         ModelRefusedError: TM-5030 too few examples; TM-5031 one class only.
@@ -88,9 +109,31 @@ def train_booster(
     )
     trees = judged.best_iteration + 1
     probability = judged.predict(newest, iteration_range=(0, trees)).astype(np.float64)
+    held_out = np.empty(0)
+    if holdout is not None and len(holdout):
+        are_all = np.ones(len(holdout), dtype=np.bool_)
+        unseen = columns.binned(holdout, are_all, spec.max_bin, threads, reference=older)
+        held_out = judged.predict(unseen, iteration_range=(0, trees)).astype(np.float64)
+        del unseen
+    seen_probability = np.full(len(rows), np.nan)
+    seen_probability[~is_newest] = judged.predict(older, iteration_range=(0, trees))
     del older, newest  # before the next copy is made
     everything = columns.binned(rows, np.ones(len(rows), dtype=np.bool_), spec.max_bin, threads, reference=None)
     model = bytes(xgboost.train(parameters, everything, num_boost_round=trees, verbose_eval=False).save_raw("ubj"))
+    out_of_sample = np.full(len(rows), np.nan)
+    out_of_sample[is_newest] = probability
+    reference = reference_of(
+        rows.numeric,
+        rows.codes,
+        rows.label,
+        out_of_sample,
+        rows.label_time,
+        numeric_names=feature_names,
+        category_names=category_names,
+        vocabularies=rows.vocabularies,
+        seen_probability=seen_probability,
+        spec=monitor or MonitorSpec(),
+    )
     label, rate = rows.label[is_newest], float(rows.label[~is_newest].mean())
     manifest = Manifest(
         app=app,
@@ -121,8 +164,9 @@ def train_booster(
         cause=cause,
         created=created,
         model_digest=model_digest(model),
+        reference=reference.to_json(),
     )
-    return Trained(model, manifest)
+    return Trained(model, manifest, Judged(is_newest, probability, held_out, rate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +233,7 @@ class _Columns:
         return xgboost.QuantileDMatrix(
             matrix,
             rows.label[is_chosen],
+            weight=None if rows.weight is None else rows.weight[is_chosen],
             feature_types=["q"] * numeric + ["c"] * len(self.categories),
             enable_categorical=True,
             max_bin=max_bin,

@@ -6,13 +6,16 @@ log; what does not teach is not here; a view shares the columns it was made of.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.core.records import ExampleColumns, Float32s, Int64s
+from tidemill.core.gate import is_holdout
+from tidemill.core.records import ExampleColumns, FeatureBatch, Float32s, Int64s
+from tidemill.core.roles import OffsetRange
 
 Int32s = npt.NDArray[np.int32]
 START_ROWS = 4_096
@@ -22,7 +25,8 @@ START_ROWS = 4_096
 class TrainingRows:
     """Chosen examples as arrays of equal length, in the order of the log.
 
-    numeric: (rows, F). codes: (rows, C), indexes into `vocabularies`. label_time: ms.
+    numeric: (rows, F). codes: (rows, C), indexes into `vocabularies`. label_time: ms. weight: None = all count
+    the same.
     """
 
     numeric: Float32s
@@ -31,6 +35,7 @@ class TrainingRows:
     offset: Int64s
     label_time: Int64s
     vocabularies: tuple[tuple[str, ...], ...]
+    weight: Float32s | None = None
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -40,6 +45,8 @@ class TrainingRows:
         state = blake2b(digest_size=16)
         for column in (self.numeric, self.label, self.offset, self.label_time):
             state.update(np.ascontiguousarray(column).data)
+        if self.weight is not None:
+            state.update(np.ascontiguousarray(self.weight).data)
         for at, values in enumerate(self.vocabularies):
             used = sorted(np.flatnonzero(np.bincount(self.codes[:, at])).tolist(), key=lambda code: values[code])
             places = np.zeros(len(values), dtype=np.int32)
@@ -49,6 +56,19 @@ class TrainingRows:
                 state.update(len(text).to_bytes(4, "big") + text)
             state.update(places[self.codes[:, at]].data)
         return state.hexdigest()
+
+    def features(self, is_chosen: npt.NDArray[np.bool_]) -> FeatureBatch:
+        """The features of some rows as they were served."""
+        categories = (
+            np.array(values, dtype=object)[self.codes[is_chosen, at]].tolist()
+            for at, values in enumerate(self.vocabularies)
+        )
+        return FeatureBatch(self.numeric[is_chosen], tuple(map(tuple, categories)))
+
+    def decayed(self, half_life_ms: int, until_ms: int) -> TrainingRows:
+        """The same rows, each with half the weight for every half-life from its label to `until_ms`."""
+        age = (until_ms - self.label_time) / half_life_ms
+        return replace(self, weight=np.exp2(-age).astype(np.float32))
 
 
 class _Vocabulary(dict[str, int]):
@@ -96,14 +116,56 @@ class TrainingExamples:
         """The examples whose label came before an event time."""
         return self.rows(before_ms=time_ms)
 
-    def rows(self, *, before_ms: int | None = None, since_ms: int | None = None) -> TrainingRows:
-        """The examples whose label came at or after `since_ms` and before `before_ms`; None = any."""
-        time = self._label_time[: self._count]
+    def rows(
+        self,
+        *,
+        before_ms: int | None = None,
+        since_ms: int | None = None,
+        offset_next: int | None = None,
+        excised: Sequence[OffsetRange] = (),
+        holdout: float = 0.0,
+    ) -> TrainingRows:
+        """The examples whose label came at or after `since_ms` and before `before_ms`; None = any.
+
+        Args:
+            offset_next: only those before it in the log.
+            excised: ranges of offsets that are left out.
+            holdout: the share that is left out for judging (`core.gate.is_holdout`).
+        """
+        is_chosen = self._are_chosen(before_ms, since_ms, offset_next, excised)
+        if holdout > 0:
+            is_chosen &= ~is_holdout(self._offset[: self._count], holdout)
+        return self._rows(is_chosen)
+
+    def holdout_rows(
+        self,
+        share: float,
+        *,
+        before_ms: int | None = None,
+        since_ms: int | None = None,
+        offset_next: int | None = None,
+        excised: Sequence[OffsetRange] = (),
+    ) -> TrainingRows:
+        """The examples that `rows` leaves out for judging."""
+        is_chosen = self._are_chosen(before_ms, since_ms, offset_next, excised)
+        return self._rows(is_chosen & is_holdout(self._offset[: self._count], share))
+
+    def _are_chosen(
+        self, before_ms: int | None, since_ms: int | None, offset_next: int | None, excised: Sequence[OffsetRange]
+    ) -> npt.NDArray[np.bool_]:
+        time, offset = self._label_time[: self._count], self._offset[: self._count]
         is_chosen = np.ones(self._count, dtype=np.bool_)
         if before_ms is not None:
             is_chosen &= time < before_ms
         if since_ms is not None:
             is_chosen &= time >= since_ms
+        if offset_next is not None:
+            is_chosen &= offset < offset_next
+        for first, end in excised:
+            is_chosen &= (offset < first) | (offset >= end)
+        return is_chosen
+
+    def _rows(self, is_chosen: npt.NDArray[np.bool_]) -> TrainingRows:
         # A prefix of the log is the usual case, and needs no copy.
         last = self._count if is_chosen.all() else int(np.argmin(is_chosen))
         chosen: slice | npt.NDArray[np.intp] = (
@@ -114,7 +176,7 @@ class TrainingExamples:
             codes=self._codes[: self._count][chosen],
             label=self._label[: self._count][chosen],
             offset=self._offset[: self._count][chosen],
-            label_time=time[chosen],
+            label_time=self._label_time[: self._count][chosen],
             vocabularies=tuple(tuple(known) for known in self._vocabularies),
         )
 
