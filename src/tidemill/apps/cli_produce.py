@@ -5,6 +5,8 @@ In: arguments. Out: counts on stdout, progress on stderr, an exit code. Invarian
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,6 +63,23 @@ def produce(
     ] = False,
     until: Until = None,
     poison: PoisonCount = 200,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inject",
+            metavar="FAULT[@DAY]",
+            show_default=False,
+            help="Break something of the example for some weeks; `--inject list` names what. May be repeated.",
+        ),
+    ] = None,
+    paced: Annotated[
+        bool,
+        typer.Option(
+            "--paced",
+            help="Send nothing of a tick before monitor and trainer have answered the last one: then a "
+            "bounded replay with retraining is the same in every run.",
+        ),
+    ] = False,
     bootstrap_servers: Servers = None,
     output: OutputForm = "table",
     quiet: Quiet = False,
@@ -80,14 +99,30 @@ def produce(
         raise typer.BadParameter("--until is for the example; a file is sent to its end")
     if files and config is None:
         raise typer.BadParameter("with --file, name the app's YAML before it")
+    if files and inject:
+        raise typer.BadParameter("--inject is for the example")
     settings = settings_with_servers(config or shipped_path(EXAMPLE_CONFIG), bootstrap_servers=bootstrap_servers)
-    if files:
-        return _produce_files(settings, files, form, rate=rate, speed=speed, ends=end)
-    return _produce_example(settings, form, until=until, poison=poison)
+    with ExitStack() as stack:
+        hold = None
+        if paced:
+            from tidemill.apps.pacing import TickPacer
+
+            pacer = stack.enter_context(closing(TickPacer(settings)))
+            hold = pacer.wait
+        if files:
+            return _produce_files(settings, files, form, rate=rate, speed=speed, ends=end, hold=hold)
+        return _produce_example(settings, form, until=until, poison=poison, inject=inject or [], hold=hold)
 
 
 def _produce_files(
-    settings: Settings, files: list[str], form: Any, *, rate: float | None, speed: float | None, ends: bool
+    settings: Settings,
+    files: list[str],
+    form: Any,
+    *,
+    rate: float | None,
+    speed: float | None,
+    ends: bool,
+    hold: Callable[[int], None] | None,
 ) -> int:
     from tidemill.apps.input_files import files_by_topic
     from tidemill.apps.produce import Pace, Progress, publish_files
@@ -105,6 +140,7 @@ def _produce_files(
         files=files_by_topic(settings.app, files),
         pace=Pace(rate, speed),
         ends=ends,
+        hold=hold,
         kafka=settings.kafka,
         on_progress=show,
     )
@@ -126,8 +162,17 @@ def _produce_files(
     return 0
 
 
-def _produce_example(settings: Settings, form: Any, *, until: datetime | None, poison: int) -> int:
+def _produce_example(
+    settings: Settings,
+    form: Any,
+    *,
+    until: datetime | None,
+    poison: int,
+    inject: Sequence[str],
+    hold: Callable[[int], None] | None,
+) -> int:
     from tidemill.apps.flights import Progress, run_producer
+    from tidemill.apps.flights_faults import parse_fault
     from tidemill.apps.results import Form, counts_table, print_json, print_tables
 
     def show(at: Progress) -> None:
@@ -143,6 +188,8 @@ def _produce_example(settings: Settings, form: Any, *, until: datetime | None, p
         app=settings.app,
         until=until.date() if until else None,
         poison_count=poison,
+        faults=[parse_fault(text) for text in inject],
+        hold=hold,
         kafka=settings.kafka,
         on_progress=show,
     )

@@ -8,7 +8,7 @@ their times, and after a punctuation T no record with a time up to T follows in 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.apps.flights_data import HOUR_MS, KINDS, Records, flight_records, merge_order
+from tidemill.apps.flights_faults import Fault, with_faults
 from tidemill.apps.flights_poison import POISON_AIRPORT, Poison, Sample, make_poison, poison_id
 from tidemill.core.spec import AppSpec, TopicSpec
 from tidemill.errors import ConfigError
@@ -66,6 +67,8 @@ def run_producer(
     until: date | None = None,
     poison_count: int = POISON_COUNT,
     seed: int = 0,
+    faults: Sequence[Fault] = (),
+    hold: Callable[[int], None] | None = None,
     kafka: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Published:
@@ -78,6 +81,8 @@ def run_producer(
         until=until,
         poison_count=poison_count,
         seed=seed,
+        faults=faults,
+        hold=hold,
         kafka=kafka,
         on_progress=on_progress,
     )
@@ -90,6 +95,8 @@ def publish(
     until: date | None = None,
     poison_count: int = POISON_COUNT,
     seed: int = 0,
+    faults: Sequence[Fault] = (),
+    hold: Callable[[int], None] | None = None,
     kafka: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Published:
@@ -99,6 +106,9 @@ def publish(
         app: its topics are found by the names of their schemas; its label rule tells when the stream ends.
         until: only flights scheduled to depart before this day (UTC); None: the whole year.
         seed: of the poison: same seed, same poison.
+        faults: what breaks on purpose.
+        hold: called with the end of each tick once everything up to it is in Kafka; nothing later is sent before it
+            returns. The first tick is the one of the first event.
         kafka: settings for librdkafka, verbatim.
     Raises:
         ConfigError: TM-1008 no data, TM-1009 the app lacks one of the topics.
@@ -106,6 +116,7 @@ def publish(
     """
     topics = topics_by_kind(app)
     records = {kind: found for kind, found in flight_records(until).items() if len(found.time)}
+    records = with_faults(records, faults)
     if not records:
         raise ConfigError("TM-1008", f"no flight is scheduled before {until}; the data begins on 2013-01-01")
     encoders = {kind: InputEncoder(topic.schema) for kind, topic in topics.items()}
@@ -120,11 +131,12 @@ def publish(
         for kind, found in records.items()
     }
     poison = make_poison(poison_count, seed=seed, first_time=first_time, last_time=last_time, samples=samples)
-    extras = iter(_extras(poison, first_time, last_time, end_time))
+    extras = iter(_extras(poison, first_time, last_time, end_time, app.monitor.every_ms))
 
     names = [topics[kind].name for kind in records]
     total = len(times) + len(poison)
     sent = 0
+    first_event = int(records["scheduled"].time[0])
     extra = next(extras)
     produce, buffer_is_full = sender.producer.produce, sender.wait_for_room
     for chunk_times, chunk_kinds, rows in _chunks(times, kind_indexes, records, encoders):
@@ -133,6 +145,9 @@ def publish(
                 _send_extra(sender, extra, partitions)
                 if extra.poison is None and on_progress:
                     on_progress(Progress(extra.time, sent, total))
+                if hold is not None and extra.poison is None and _ends_tick(app, extra.time, first_event):
+                    sender.flush()
+                    hold(extra.time)
                 sent += extra.poison is not None
                 extra = next(extras)
             key, value = next(rows[kind_index])
@@ -147,7 +162,7 @@ def publish(
     for rest in (extra, *extras):
         _send_extra(sender, rest, partitions)
         sent += rest.poison is not None
-    sender.finish()
+    sender.flush()
     if on_progress:
         on_progress(Progress(end_time, sent, total))
     return Published(
@@ -161,6 +176,10 @@ def publish(
     )
 
 
+def _ends_tick(app: AppSpec, time: int, first_event: int) -> bool:
+    return time > first_event and time % app.monitor.every_ms == 0
+
+
 class _Extra(NamedTuple):
     """What comes between the records: a poison record, or (None) a punctuation of every partition."""
 
@@ -170,11 +189,14 @@ class _Extra(NamedTuple):
     is_end: bool = False  # the last punctuation: nothing follows, so a bounded replay may close
 
 
-def _extras(poison: tuple[Poison, ...], first_time: int, last_time: int, end_time: int) -> list[_Extra]:
+def _extras(poison: tuple[Poison, ...], first_time: int, last_time: int, end_time: int, tick_ms: int) -> list[_Extra]:
     """In order of time; the last is the punctuation that ends the stream."""
-    start = first_time + -first_time % PUNCTUATION_EVERY_MS
-    ticks = [_Extra(time, 1, None) for time in range(start, last_time, PUNCTUATION_EVERY_MS)]
-    ordered = sorted([_Extra(one.time, 0, one) for one in poison] + ticks)
+    times = {
+        time
+        for every in (PUNCTUATION_EVERY_MS, tick_ms)
+        for time in range(first_time + -first_time % every, last_time, every)
+    }
+    ordered = sorted([_Extra(one.time, 0, one) for one in poison] + [_Extra(time, 1, None) for time in times])
     return [*ordered, _Extra(end_time, 1, None, is_end=True)]
 
 

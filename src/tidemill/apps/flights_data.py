@@ -146,6 +146,7 @@ def _departed(flights: pa.Table) -> Records:
             "id": _ids(flights),
             "carrier": flights["carrier"],
             "origin": flights["origin"],
+            "scheduled_departure": pa.array(_scheduled_minutes(flights) * MINUTE_MS).cast(pa.timestamp("ms")),
             "departure_delay": flights["dep_delay"].cast(pa.int32()),
         },
     )

@@ -65,9 +65,12 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
     """Create the topics that are missing, with these partition counts; the names that were created."""
     with unavailable_unless_answered("create topics", settings):
         admin = AdminClient(dict(settings))
+        # Asked first: who may not create topics may still use those that an administrator has created.
+        found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
         wanted = [
             NewTopic(name, num_partitions=count, replication_factor=-1, config=dict(config))
             for name, count in topics.items()
+            if name not in found
         ]
         created = []
         for name, future in admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items() if wanted else ():
@@ -111,6 +114,23 @@ def committed_offsets(
         Partition(at.topic, at.partition): (at.offset, at.metadata or "") if at.offset >= 0 else (None, "")
         for at in offsets
     }
+
+
+class GroupOffsets:
+    """The offsets of one group, asked for again and again by one client; `close` it."""
+
+    def __init__(self, settings: Mapping[str, Any], group: str) -> None:
+        self._settings = settings
+        self._consumer = Consumer({**settings, "group.id": group, "enable.auto.commit": False})
+
+    def next_offset(self, at: Partition) -> int:
+        """What the group committed, once no transaction on it is open; 0 = never."""
+        with unavailable_unless_answered(f"return an offset of {at}", self._settings):
+            found = self._consumer.committed([TopicPartition(at.topic, at.number)], timeout=REQUEST_TIMEOUT_S)
+        return max(0, int(found[0].offset))
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 def _once_ready(ask: Callable[[], Any]) -> Any:

@@ -1,7 +1,7 @@
 """A plain producer of input topics: event time as timestamp, punctuation, nothing lost in silence.
 
 In: records with their times, in the order in which they are to stand. Out: the records in Kafka, idempotent. Invariant:
-a record that was not taken is an error at the next look, and `finish` waits for all.
+a record that was not taken is an error at the next look, and `flush` waits for all.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class EventProducer:
         self.producer.poll(0)
         self._check()
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Wait until every record is acknowledged or has failed; the delivery time-out bounds it."""
         self.producer.flush()
         self._check()
