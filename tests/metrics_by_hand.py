@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 DAY_MS = 86_400_000
-WIDTHS = {"run": 0, "1d": DAY_MS, "7d": 7 * DAY_MS, "28d": 28 * DAY_MS}
+WIDTHS = {"run": 0, "1d": DAY_MS, "7d": 7 * DAY_MS, "28d": 28 * DAY_MS, "compared": 0}
 TOLERANCE = 1e-9
 
 Record = Mapping[str, Any]
@@ -51,6 +51,7 @@ def rows_by_hand(
     false_alarm: float,
     miss: float,
     comparators: Mapping[str, Comparator],
+    compared_from: int | None = None,
 ) -> dict[str, dict[str, Any]]:
     """`examples` in log order, with their offsets."""
     threshold = false_alarm / (false_alarm + miss)
@@ -67,6 +68,8 @@ def rows_by_hand(
     places: defaultdict[tuple[str, int, str, str | None], list[int]] = defaultdict(list)
     for place, one in enumerate(measured):
         for window, width in WIDTHS.items():
+            if window == "compared" and (compared_from is None or one["event_time"] < compared_from):
+                continue
             start = one["label_time"] // width * width if width else 0
             places[window, start, "", None].append(place)
             for column, feature in enumerate(columns):
@@ -186,6 +189,8 @@ def _log_loss(p, label) -> float:
 def _served(predictions: Sequence[Record], labelled: Sequence[Record], threshold: float) -> dict[str, dict[str, Any]]:
     rows = {}
     for window, width in WIDTHS.items():
+        if window == "compared":
+            continue
 
         def start_of(one: Record, width: int = width) -> int:
             return one["event_time"] // width * width if width else 0

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from metrics_by_hand import DAY_MS, Probability, Record, assert_same_rows, constant, no_change, rows_by_hand
 
-from tidemill.apps.monitor import prediction_columns
 from tidemill.apps.monitor_rows import PublishedRows
 from tidemill.core.records import ExampleColumns, FeatureBatch, Float64s, Output
 from tidemill.core.spec import AppSpec, ComparatorSpec, CostSpec
 from tidemill.core.validation import Validation
+from tidemill.io.monitored import prediction_columns
 from tidemill.io.wire import Encoder, decode, decode_examples
 
 START_MS = 1_357_000_000_000
@@ -101,6 +101,8 @@ def records(seed: int, count: int) -> tuple[list[dict[str, Any]], list[dict[str,
             "base_rate": float(random.random()),
             "n": number,
             "model_version": "m1",
+            "other": None,
+            "other_version": "",
             "feature_digest": "d",
             "numeric": [float(random.normal())],
             "categories": [str(random.choice(["red", "green", ""])), f"s{int(random.exponential(8))}"],
@@ -155,7 +157,15 @@ def test_every_published_figure_is_that_of_plain_numpy(stream) -> None:
     validation = Validation(an_app(), COLUMNS, FakeTraining())
     fold_all(validation, predictions, examples, [1, 400, 401, 900])
     outputs, _ = PublishedRows("m").changes(validation, with_slices=True)
-    expected = rows_by_hand(predictions, examples, columns=COLUMNS, false_alarm=3, miss=2, comparators=COMPARATORS)
+    expected = rows_by_hand(
+        predictions,
+        examples,
+        columns=COLUMNS,
+        false_alarm=3,
+        miss=2,
+        comparators=COMPARATORS,
+        compared_from=TRAINED_UNTIL,
+    )
     assert assert_same_rows(kept(outputs), expected) > 20_000
     assert "blend/run/0/shop" in expected and "frozen/run/0/" in expected and "blend/run/0/colour=" in expected
 
@@ -210,5 +220,13 @@ def test_any_log_in_any_pieces_has_the_figures_of_plain_numpy(seed: int, cuts: l
     predictions, examples = records(seed, 220)
     validation = Validation(an_app(), COLUMNS, FakeTraining())
     fold_all(validation, predictions, examples, [min(cut, len(examples)) for cut in cuts])
-    expected = rows_by_hand(predictions, examples, columns=COLUMNS, false_alarm=3, miss=2, comparators=COMPARATORS)
+    expected = rows_by_hand(
+        predictions,
+        examples,
+        columns=COLUMNS,
+        false_alarm=3,
+        miss=2,
+        comparators=COMPARATORS,
+        compared_from=TRAINED_UNTIL,
+    )
     assert_same_rows(kept(PublishedRows("m").changes(validation, with_slices=True)[0]), expected)

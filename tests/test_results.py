@@ -11,6 +11,7 @@ import pytest
 
 from tidemill.apps.demo_view import BARS, Snapshot, line_of, panel_of, sparkline
 from tidemill.apps.results import (
+    Compared,
     Form,
     Quality,
     RunResults,
@@ -38,6 +39,8 @@ def some_results(**changes: object) -> RunResults:
         label_delay_s_p50=7_200.0,
         label_delay_s_p95=90.0,
         quality={"learner": Quality(0.5432, 0.7), "no-change": Quality(1.6, math.nan)},
+        compared={"blend": Compared(200, 0.4567, 0.78), "constant": Compared(200, 0.6, None)},
+        timeline=("2013-02-01 model: m1 serves, initial stays beside · because of trigger/schedule@1",),
         balances=(CLOSED,),
         dead_letters={"TM-2001": 4, "TM-2002": 1},
         out_of_order=0,
@@ -73,7 +76,7 @@ def test_tables_hold_what_the_json_holds() -> None:
     results = some_results()
     text = text_of(results)
 
-    for shown in ("0.5432", "0.7000", "TM-2001", "290", "2.0 h", "1.5 min", "6.5 s", "1.9 s"):
+    for shown in ("0.5432", "0.4567", "m1 serves", "0.7000", "TM-2001", "290", "2.0 h", "1.5 min", "6.5 s", "1.9 s"):
         assert shown in text
     plain = results_as_json(results)
     assert plain["schema_version"] == 1

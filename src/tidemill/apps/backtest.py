@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tidemill.apps.backtest_log import OnOutputs
+from tidemill.apps.backtest_log import OnExamples, OnOutputs
+from tidemill.apps.backtest_loop import MemoryLoop
 from tidemill.apps.backtest_results import Counts as ResultCounts
 from tidemill.apps.backtest_results import (
     DelayBin,
@@ -31,7 +32,7 @@ from tidemill.apps.backtest_results import (
 from tidemill.apps.backtest_run import BacktestRun, Lanes, Progress
 from tidemill.apps.garbage_collection import collect_rarely
 from tidemill.apps.monitor_training import ComparatorTraining
-from tidemill.apps.retraining import Retraining, RetrainPlan, Shelf
+from tidemill.apps.retraining import Promoted, Retraining, RetrainPlan, Shelf
 from tidemill.config import config_digest
 from tidemill.core.features import FeaturePlan
 from tidemill.core.metrics import LOSS_UNIT
@@ -51,16 +52,20 @@ WEIGHTS_EVERY_MS = 86_400_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BacktestOptions:
-    """retrain None: no booster is trained but comparators. measured_from_ms: earlier examples teach, and are not
+    """retrain None: no booster is trained but comparators. has_loop: monitor and trainer of the app beside, instead of
+    `retrain`. measured_from_ms: earlier examples teach, and are not
     measured. threads: for training alone. made, command: for the record."""
 
     retrain: RetrainPlan | None = None
+    has_loop: bool = False
     measured_from_ms: int | None = None
     threads: int = 1
     made: str = ""
     command: str = ""
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_outputs: OnOutputs = lambda topic, values: None
+    on_examples: OnExamples = lambda examples: None
+    on_loop: Callable[[MemoryLoop], None] = lambda loop: None  # hears it before the first record
     report: Callable[[str], None] = lambda line: None
 
 
@@ -76,7 +81,7 @@ def run_backtest(app: AppSpec, lanes: Lanes, sources: Sequence[Source], options:
     """Run the lanes through the app and measure every prediction against its label."""
     started = time.monotonic()
     plan = FeaturePlan(app)
-    trains = options.retrain is not None or any(one.kind == "booster" for one in app.comparators)
+    trains = options.retrain is not None or options.has_loop or any(one.kind == "booster" for one in app.comparators)
     training = ComparatorTraining(app, plan, threads=options.threads, report=options.report) if trains else None
     watch = _Watch(app, plan, training, options)
     watch.retraining = (
@@ -87,6 +92,12 @@ def run_backtest(app: AppSpec, lanes: Lanes, sources: Sequence[Source], options:
         if options.retrain is not None and training is not None
         else None
     )  # fmt: skip
+    if options.has_loop:
+        assert training is not None
+        watch.loop = MemoryLoop(
+            watch.run, watch.shelf, examples=training.examples, threads=options.threads, report=options.report
+        )
+        options.on_loop(watch.loop)
     collect_rarely()
     watch.run.run(lanes, on_batch=watch.on_batch)
     results = _results(app, watch, sources, options, time.monotonic() - started)
@@ -106,11 +117,18 @@ class _Watch:
             app, plan.category_names, training, measured_from_ms=options.measured_from_ms, sliced_windows=("run",)
         )
         self.retraining: Retraining | None = None
+        self.loop: MemoryLoop | None = None
         self.weights: list[WeightPoint] = []
         self.time_first = -1
 
         self.shelf = Shelf(plan)
-        self.run = BacktestRun(app, load=self.shelf, on_examples=self._on_examples, on_outputs=options.on_outputs)
+        self.run = BacktestRun(
+            app,
+            load=self.shelf,
+            on_examples=self._on_examples,
+            on_outputs=self._on_outputs,
+            keeps_log=options.has_loop,
+        )
 
     def on_batch(self, progress: Progress) -> None:
         if self.time_first < 0:
@@ -124,6 +142,20 @@ class _Watch:
 
     def _on_examples(self, examples: ExampleColumns) -> None:
         self.validation.fold(examples)
+        self._options.on_examples(examples)
+        if self.loop is not None:
+            self.loop.on_examples(examples)
+
+    def _on_outputs(self, topic: str, values: list[bytes]) -> None:
+        self._options.on_outputs(topic, values)
+        if self.loop is not None:
+            self.loop.on_outputs(topic, values)
+
+    @property
+    def promoted(self) -> Sequence[Promoted]:
+        """By the schedule or by the loop."""
+        found = self.retraining or self.loop
+        return () if found is None else found.promoted
 
 
 def _results(
@@ -165,7 +197,7 @@ def _results(
                 trained_examples=one.manifest.examples,
                 cause=one.manifest.cause,
             )
-            for one in (watch.retraining.promoted if watch.retraining is not None else ())
+            for one in watch.promoted
         ),
         slices=_worst_slices(validation),
         label_delays=_delay_bins(served),

@@ -41,6 +41,7 @@ class BacktestJob:
     files: tuple[str, ...]
     example: Path | None
     until_ms: int | None
+    has_loop: bool  # retrain as the app declares it, with its monitor and trainer, instead of by the clock
     retrain_from_ms: int | None
     retrain_every_ms: int | None
     retrain_times: int | None
@@ -103,6 +104,7 @@ def run_job(
 
         options = BacktestOptions(
             retrain=retrain,
+            has_loop=job.has_loop,
             measured_from_ms=job.measured_from_ms,
             threads=job.threads,
             made=job.made,

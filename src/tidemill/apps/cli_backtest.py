@@ -61,6 +61,10 @@ def backtest(
         datetime | None,
         typer.Option(formats=DAY_FORMATS, help="Only records before this event time (UTC).", show_default="none"),
     ] = None,
+    loop: Annotated[
+        bool,
+        typer.Option("--loop", help="Judge drift, retrain, and promote as `retrain:` declares; each step is told."),
+    ] = False,
     retrain_from: Annotated[
         datetime | None,
         typer.Option(
@@ -121,6 +125,7 @@ def backtest(
         files=tuple(files or ()),
         example=example,
         until_ms=_ms(until),
+        has_loop=loop,
         retrain_from_ms=_ms(retrain_from),
         retrain_every_ms=None if retrain_every == "month" else _duration(retrain_every, "--retrain-every"),
         retrain_times=retrain_times,

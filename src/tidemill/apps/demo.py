@@ -23,12 +23,14 @@ from typing import NoReturn
 from tidemill.apps.children import Child, ChildFailed, start_child, stop_children
 from tidemill.apps.demo_view import View, make_view
 from tidemill.config import Settings, load_settings
-from tidemill.errors import ConfigError
+from tidemill.errors import ConfigError, UnavailableError
 from tidemill.io.embedded import start_servers
+from tidemill.io.start_checks import check_port, explain_full_disk, folder_error
 from tidemill.io.supervisor import LOCK_FILE, take_lock
 from tidemill.resources import shipped_path
 
 CONFIG = "config/flights.yaml"
+OTHER_FOLDER = "choose another one with --data"
 MARKER = "demo.json"  # says that a folder belongs to a demo, so a demo may empty it
 METRICS_TIMEOUT_S = 2.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -46,6 +48,8 @@ class DemoOptions:
     bootstrap_servers: str | None = None
     redis_url: str | None = None
     workers: int = 1
+    inject: tuple[str, ...] = ()
+    web_port: int | None = None
     is_quiet: bool = False
 
 
@@ -55,6 +59,7 @@ class _Run:
 
     producer: Child
     workers: tuple[Child, ...]
+    loop: tuple[Child, ...]  # monitor and trainer, and the page where it was asked for
     web_ports: tuple[int, ...]
     workers_at: float  # when they were started, on time.monotonic
 
@@ -63,7 +68,8 @@ def run_demo(options: DemoOptions) -> int:
     """Run it all; the exit code.
 
     Raises:
-        ConfigError: TM-1310 the folder is not a demo's, TM-1311 the servers hold data; those of `start_servers`.
+        ConfigError: TM-1310 the folder is not a demo's, TM-1311 the servers hold data, TM-1303 the page's port is
+            taken; those of `start_servers`.
         UnavailableError: TM-4032 no progress; those of the servers.
         KeyboardInterrupt: on INT and TERM, after everything was stopped.
     """
@@ -82,7 +88,13 @@ def run_demo(options: DemoOptions) -> int:
             f"{failed.child.log}",
             file=sys.stderr,
         )
+        if full := explain_full_disk(failed.child.log.parent, OTHER_FOLDER):
+            raise full from failed
         return code
+    except UnavailableError as error:  # a server that ended of a full disk looks like one that does not answer
+        if full := explain_full_disk(options.data_folder or Path.cwd(), OTHER_FOLDER):
+            raise full from error
+        raise
     finally:
         view.close()
 
@@ -91,6 +103,8 @@ def _run(options: DemoOptions, started_at: float, view: View, stack: ExitStack) 
     config = shipped_path(CONFIG)
     settings = load_settings(config)
     folder = (options.data_folder or Path(".tidemill") / settings.app.name).absolute()
+    if options.web_port is not None:
+        check_port(options.web_port, "--web")
     lock = _empty_folder(folder, view)
     bootstrap_servers, redis_url = options.bootstrap_servers, options.redis_url
     if bootstrap_servers is not None and redis_url is not None:
@@ -109,12 +123,15 @@ def _run(options: DemoOptions, started_at: float, view: View, stack: ExitStack) 
     from tidemill.apps.demo_following import DemoFollower
     from tidemill.apps.results import print_tables, results_as_json, results_tables
 
-    follower = DemoFollower(settings, run.producer, run.workers, started_at=started_at, view=view)
+    if options.web_port is not None:
+        view.say(f"the page: http://127.0.0.1:{options.web_port}/")
+    follower = DemoFollower(settings, run.producer, run.workers, run.loop, started_at=started_at, view=view)
     follower.follow()
     out_of_order = _out_of_order(run.web_ports)
-    view.say("all done: stopping the workers and checking the books")
-    codes = stop_children(run.workers)
-    for child in run.workers:
+    view.say("all done: stopping workers, monitor and trainer, and checking the books")
+    running = [*run.workers, *run.loop]
+    codes = stop_children(running)
+    for child in running:
         if codes[child.name] != 0:
             raise ChildFailed(child, codes[child.name])
     results = follower.results(out_of_order=out_of_order, setup_s=setup_s, workers_at=run.workers_at)
@@ -160,18 +177,17 @@ def _empty_folder(folder: Path, view: View) -> int:
         (folder / "logs").mkdir()
         return descriptor
     except OSError as error:
-        raise ConfigError(
-            "TM-1301", f"data folder {folder} can't be written: {error.strerror}; choose another one with --data"
-        ) from error
+        raise folder_error(folder, error, OTHER_FOLDER) from error
 
 
 def _start_children(config: Path, settings: Settings, options: DemoOptions, stack: ExitStack) -> _Run:
     """Topics first, then producer and workers side by side."""
-    from tidemill.apps.topics import ensure_app_topics, refuse_used_topics
+    from tidemill.apps.topics import ensure_app_topics, ensure_loop_topics, refuse_used_topics
 
     ensure_app_topics(settings)
     if options.bootstrap_servers is not None:
         refuse_used_topics(settings)
+    ensure_loop_topics(settings)
     logs = settings.data_folder / "logs"
     kafka = ["--bootstrap-servers", str(settings.bootstrap_servers)]
     until = ["--until", options.until.isoformat()] if options.until else []
@@ -183,9 +199,17 @@ def _start_children(config: Path, settings: Settings, options: DemoOptions, stac
         arguments = ["worker", str(config), "--bounded", "--slot", str(number), "--web-port", str(port)]
         servers = [*kafka, "--redis-url", str(settings.redis_url), "--data", str(settings.data_folder)]
         children.append(start_child(f"worker-{number}", [*arguments, *servers], logs))
-    poison = ["--poison", str(options.poison_count)]
-    children.append(start_child("producer", ["produce", str(config), *until, *poison, *kafka, "-o", "json"], logs))
-    return _Run(children[-1], tuple(children[:-1]), web_ports, workers_at)
+    workers = tuple(children)
+    folder = ["--data", str(settings.data_folder)]
+    children.append(start_child("monitor", ["monitor", str(config), *kafka, *folder], logs))
+    children.append(start_child("trainer", ["trainer", str(config), "--bounded", *kafka, *folder], logs))
+    if options.web_port is not None:
+        children.append(start_child("web", ["web", str(config), "--port", str(options.web_port), *kafka], logs))
+    loop = tuple(children[len(workers) :])
+    how = ["--poison", str(options.poison_count), "--paced"]
+    how += [part for fault in options.inject for part in ("--inject", fault)]
+    children.append(start_child("producer", ["produce", str(config), *until, *how, *kafka, "-o", "json"], logs))
+    return _Run(children[-1], workers, loop, web_ports, workers_at)
 
 
 def _out_of_order(web_ports: tuple[int, ...]) -> int | None:

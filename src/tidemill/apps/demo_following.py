@@ -14,6 +14,9 @@ from tidemill.apps.children import Child, ChildFailed
 from tidemill.apps.dead_letter_listing import list_dead_letters
 from tidemill.apps.demo_view import Snapshot, View
 from tidemill.apps.following import CommitFollower, ExampleFollower
+from tidemill.apps.loop_following import LoopFollower
+from tidemill.apps.metrics_table import compared_series, read_metrics
+from tidemill.apps.pacing import TickPacer
 from tidemill.apps.results import Quality, RunResults
 from tidemill.apps.status import read_status
 from tidemill.config import Settings
@@ -31,17 +34,27 @@ class DemoFollower:
     """Watches one run; the demo's only thread owns it."""
 
     def __init__(
-        self, settings: Settings, producer: Child, workers: Sequence[Child], *, started_at: float, view: View
+        self,
+        settings: Settings,
+        producer: Child,
+        workers: Sequence[Child],
+        loop: Sequence[Child],
+        *,
+        started_at: float,
+        view: View,
     ) -> None:
         assert settings.bootstrap_servers is not None
         self._settings = settings
         self._producer = producer
         self._workers = workers
+        self._running = (*workers, *loop)
         self._started_at = started_at
         self._view = view
         self._clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
         self._commits = CommitFollower(self._clients, settings.app.name)
         self._examples = ExampleFollower(self._clients, settings.app.name)
+        self._loop = LoopFollower(self._clients, settings.app)
+        self._pacer = TickPacer(settings)
         self._partitions = [
             Partition(topic.name, number) for topic in settings.app.topics for number in range(topic.partitions)
         ]
@@ -58,7 +71,7 @@ class DemoFollower:
         """Until everything that was published is processed, labelled or expired.
 
         Raises:
-            ChildFailed: a worker ended, or the producer failed.
+            ChildFailed: a worker, the monitor or the trainer ended, or the producer failed.
             UnavailableError: TM-4032, nothing has moved for long.
         """
         moved_at = time.monotonic()
@@ -67,6 +80,10 @@ class DemoFollower:
             if self._commits.look():
                 moved_at = now
                 self._first_record_at = self._first_record_at or now
+            if entries := self._loop.look():
+                moved_at = now
+                for entry in entries:
+                    self._view.say(entry.line)
             self._check_children()
             if now - self._judged_at >= JUDGE_EVERY_S:
                 self._judge(now)
@@ -81,7 +98,7 @@ class DemoFollower:
         """The books; the workers have stopped."""
         commits, examples = self._commits, self._examples
         assert commits.last_commit_at is not None
-        while commits.look() or examples.look():
+        while commits.look() or examples.look() or self._loop.look():
             continue
         status = read_status(self._settings, with_digest=True)
         replay_s = commits.last_commit_at - workers_at
@@ -95,6 +112,8 @@ class DemoFollower:
             label_delay_s_p50=examples.label_delay_s(0.5),
             label_delay_s_p95=examples.label_delay_s(0.95),
             quality=examples.judge_exactly(),
+            compared=compared_series(read_metrics(self._settings)),
+            timeline=tuple(entry.line for entry in self._loop.timeline()),
             balances=status.balances,
             dead_letters=self._dead_letters(),
             out_of_order=out_of_order,
@@ -104,12 +123,12 @@ class DemoFollower:
             records_per_s=commits.records / replay_s,
             feature_digest=status.feature_digest,
         )
-        commits.close()
-        examples.close()
+        for follower in (commits, examples, self._loop, self._pacer):
+            follower.close()
         return results
 
     def _check_children(self) -> None:
-        for child in self._workers:
+        for child in self._running:
             code = child.process.poll()
             if code is not None:
                 raise ChildFailed(child, code)
@@ -146,7 +165,10 @@ class DemoFollower:
     def _is_done(self) -> bool:
         if self._end_time is None or self._lag or self._pending or self._commits.waiting:
             return False
-        return all(self._commits.watermarks.get(p, -1) >= self._end_time for p in self._partitions)
+        if not all(self._commits.watermarks.get(p, -1) >= self._end_time for p in self._partitions):
+            return False
+        every = self._settings.app.monitor.every_ms
+        return self._pacer.is_answered(self._end_time // every * every)
 
     def _snapshot(self, now: float) -> Snapshot:
         commits = self._commits

@@ -23,7 +23,7 @@ from tidemill.io.wire import decode, without_commands
 
 READ_RECORDS_MAX = 20_000  # per look and log: a view that is behind catches up within some looks
 DAY_MS = 86_400_000
-LEARNER, CONSTANT, NO_CHANGE = "learner", "constant", "no-change"
+BLEND, LEARNER, CONSTANT, NO_CHANGE = "blend", "learner", "constant", "no-change"
 # Outcomes that resolve an earlier record rather than count one of their own.
 _LATER = {Outcome.EXPIRED.name.lower(), Outcome.WAITING_JOINED.name.lower(), Outcome.WAITING_ORPHANED.name.lower()}
 
@@ -86,9 +86,10 @@ class ExampleFollower:
         self._event_times = _Column(np.int64)
         self._label_times = _Column(np.int64)
         self._labels = _Column(np.int8)
-        self._probabilities = _Column(np.float64)
+        self._blend = _Column(np.float64)
+        self._learner = _Column(np.float64)
         self._judged = 0  # how many of the rows are in `_running`
-        self._running = {name: RunningMetrics.empty() for name in (LEARNER, CONSTANT, NO_CHANGE)}
+        self._running = {name: RunningMetrics.empty() for name in (BLEND, LEARNER, CONSTANT, NO_CHANGE)}
         self._by_day: dict[int, RunningMetrics] = {}
         self.examples = 0
 
@@ -105,7 +106,8 @@ class ExampleFollower:
         self._event_times.add(columns.column("event_time"))
         self._label_times.add(columns.column("label_time"))
         self._labels.add(columns.column("label"))
-        self._probabilities.add(pc.coalesce(columns.column("learner"), columns.column("blend")))
+        self._blend.add(columns.column("blend"))
+        self._learner.add(pc.coalesce(columns.column("learner"), columns.column("blend")))
         return True
 
     def judge(self) -> dict[str, Quality]:
@@ -117,7 +119,7 @@ class ExampleFollower:
                 self._running[name] += RunningMetrics.of(probability, label)
             days = self._label_times.values[new] // DAY_MS
             for day in np.unique(days).tolist():
-                of_day = RunningMetrics.of(self._probabilities.values[new][days == day], label[days == day])
+                of_day = RunningMetrics.of(self._blend.values[new][days == day], label[days == day])
                 self._by_day[day] = self._by_day.get(day, RunningMetrics.empty()) + of_day
             self._judged = len(self._labels.values)
         return {name: Quality(one.log_loss, one.auc) for name, one in self._running.items() if one.count}
@@ -129,7 +131,7 @@ class ExampleFollower:
         return {name: Quality(log_loss(probability, label), auc(probability, label)) for name, probability in experts}
 
     def losses_by_day(self) -> list[float]:
-        """The learner's log loss by day of event time, in order."""
+        """The blend's log loss by day of event time, in order."""
         return [metrics.log_loss for _, metrics in sorted(self._by_day.items())]
 
     def label_delay_s(self, share: float) -> float | None:
@@ -144,7 +146,8 @@ class ExampleFollower:
         events = self._event_times.values[rows]
         times, labels = self._label_times.values, self._labels.values
         return {
-            LEARNER: self._probabilities.values[rows],
+            BLEND: self._blend.values[rows],
+            LEARNER: self._learner.values[rows],
             CONSTANT: constant_at_delay(events, times, labels),
             NO_CHANGE: no_change_at_delay(events, times, labels),
         }

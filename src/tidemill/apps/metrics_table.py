@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tidemill.apps.monitor_rows import METRICS_SCHEMA
-from tidemill.apps.results import Form, print_rows
+from tidemill.apps.results import Compared, Form, print_rows
 from tidemill.apps.topics import metrics_topic
 from tidemill.config import Settings
-from tidemill.core.validation_rows import PREDICTIONS
+from tidemill.core.validation_rows import COMPARED, PREDICTIONS
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.outputs import decode
@@ -50,6 +50,26 @@ def newest_rows(rows: Sequence[dict[str, Any]], window: str) -> list[dict[str, A
     scored = [row["window_start"] for row in of_kind if row["series"] != PREDICTIONS]
     newest = max(scored or [row["window_start"] for row in of_kind], default=0)
     return [row for row in of_kind if row["window_start"] == newest]
+
+
+def compared_series(rows: Sequence[dict[str, Any]]) -> dict[str, Compared]:
+    """Every series and baseline over the same examples: since the declared comparators were trained, else the run.
+
+    Baselines stand beside the blend, so that all are of its examples. {} where nothing was measured.
+    """
+    for window in (COMPARED, "run"):
+        of_window = [row for row in rows if row["window"] == window and not row["slice_feature"]]
+        found = {row["series"]: row for row in of_window if row["series"] != PREDICTIONS}
+        if "blend" not in found:
+            continue
+        blend = found["blend"]
+        series = {
+            name: Compared(row["n"], row["log_loss"], row["auc"])
+            for name, row in sorted(found.items(), key=lambda each: each[1]["log_loss"])
+        }
+        constant = Compared(blend["n"], blend["constant_log_loss"], None)
+        return series | {"constant": constant, "no-change": Compared(blend["n"], blend["no_change_log_loss"], None)}
+    return {}
 
 
 def worst_slices(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

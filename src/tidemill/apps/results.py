@@ -41,6 +41,15 @@ class Quality:
     auc: float
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One series over the examples that all series are compared on."""
+
+    n: int
+    log_loss: float
+    auc: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResults:
     """One replay from its first to its last record. Seconds are of the wall clock, delays of event time."""
@@ -53,6 +62,8 @@ class RunResults:
     label_delay_s_p50: float | None
     label_delay_s_p95: float | None
     quality: Mapping[str, Quality]  # by expert: learner, constant, no-change
+    compared: Mapping[str, Compared]  # by series: what serves, and what is declared beside it
+    timeline: tuple[str, ...]  # alerts, trainings, promotions, by event time
     balances: tuple[Balance, ...]
     dead_letters: Mapping[str, int]  # by code
     out_of_order: int | None  # records merged after a later one; None = a worker did not tell
@@ -85,6 +96,9 @@ def results_tables(results: RunResults) -> list[RenderableType]:
     quality = _table("predictions against labels", "expert", "log loss", "AUC")
     for name, one in results.quality.items():
         quality.add_row(name, _number(one.log_loss, 4), _number(one.auc, 4))
+    compared = _table("all series on the same examples", "series", "n", "log loss", "AUC")
+    for name, of_series in results.compared.items():
+        compared.add_row(name, f"{of_series.n:,}", _number(of_series.log_loss, 4), _number(of_series.auc, 4))
     timings = _table("run", "what", "value")
     for name, value in (
         ("set-up", f"{results.setup_s:.1f} s"),
@@ -99,7 +113,11 @@ def results_tables(results: RunResults) -> list[RenderableType]:
         ("out of order", _number(results.out_of_order, 0)),
     ):
         timings.add_row(name, value)
-    return [quality, timings, balances_table(results.balances), counts_table("dead letters", results.dead_letters)]
+    timeline = _table("the loop", "when and what")
+    for line in results.timeline:
+        timeline.add_row(line)
+    letters = counts_table("dead letters", results.dead_letters)
+    return [timeline, quality, compared, timings, balances_table(results.balances), letters]
 
 
 def balances_table(balances: Sequence[Balance]) -> Table:
