@@ -29,10 +29,12 @@ from tidemill.config_models import (
     GroupModel,
     LabelModel,
     RetrainModel,
+    SinkModel,
     TopicModel,
     TrainingWindowModel,
     TriggerModel,
 )
+from tidemill.core.alerts import Severity
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec, RolloutSpec, TriggerSpec
 from tidemill.core.spec import (
     AppSpec,
@@ -64,6 +66,16 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SinkSettings:
+    """Where `tidemill alerts forward` sends alerts of this severity and above."""
+
+    kind: Literal["webhook", "slack", "alertmanager"]
+    url: str = field(repr=False)  # Slack's are secrets
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # of every request; may hold secrets
+    min_severity: Severity = "info"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """An app and where it runs. None for a server means: start an embedded one."""
 
@@ -74,6 +86,7 @@ class Settings:
     data_folder: Path
     object_store: str | None = field(default=None, repr=False)  # folder or URL of snapshots and models; None = data
     trusted_keys: tuple[str, ...] = ()  # public keys of those who may sign models, beside the one in the data folder
+    sinks: tuple[SinkSettings, ...] = ()
     worker: WorkerSettings = WorkerSettings()
 
 
@@ -120,6 +133,7 @@ def load_settings(path: Path | str, **overrides: Any) -> Settings:
         data_folder=Path(folder),
         object_store=given.get("object_store") or os.environ.get("TIDEMILL_OBJECT_STORE") or object_store,
         trusted_keys=file.trusted_keys,
+        sinks=tuple(_build_sink(source, index, sink) for index, sink in enumerate(file.sinks)),
         worker=WorkerSettings(**worker),
     )
 
@@ -223,6 +237,14 @@ def _expand(source: _Source, location: Location, text: str) -> str:
         return value
 
     return re.sub(r"\$\{(\w+)\}", value_of, text)
+
+
+def _build_sink(source: _Source, index: int, sink: SinkModel) -> SinkSettings:
+    url = _expand(source, ("sinks", index, "url"), sink.url)
+    if not re.match(r"https?://[^/]", url):
+        source.fail("TM-1003", ("sinks", index, "url"), f"sinks.{index}.url must begin with http:// or https://")
+    headers = {name: _expand(source, ("sinks", index, "headers", name), value) for name, value in sink.headers.items()}
+    return SinkSettings(kind=sink.kind, url=url, headers=headers, min_severity=sink.min_severity)
 
 
 def _default_data_folder() -> Path:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator, types
 
+from tidemill.core.alerts import Severity
 from tidemill.core.calendar import is_known_zone
 from tidemill.core.spec import CalendarPart, ComparatorKind, FeatureKind, Role
 from tidemill.core.state import LATEST_CAPACITY, PANES
@@ -294,6 +295,13 @@ class RetrainModel(Closed):
     guards_learner: bool = True
 
 
+class SinkModel(Closed):
+    kind: Literal["webhook", "slack", "alertmanager"]
+    url: str
+    headers: dict[str, str] = {}
+    min_severity: Severity = "info"
+
+
 class WorkerModel(Closed):
     is_bounded: Annotated[bool, Field(alias="bounded")] = False
     max_idle_s: Annotated[Seconds, Field(alias="max_idle")] = 0
@@ -326,6 +334,7 @@ class FileModel(Closed):
     redis_url: str | None = None
     object_store: str | None = None
     trusted_keys: tuple[str, ...] = ()
+    sinks: tuple[SinkModel, ...] = ()
     worker: WorkerModel | None = None
 
 
@@ -346,6 +355,7 @@ MODELS: Mapping[tuple[Hashable, int], type[Closed]] = {  # (first key, depth) of
     ("retrain", 1): RetrainModel,
     ("retrain", 2): RolloutModel,
     ("retrain", 3): TriggerModel,
+    ("sinks", 2): SinkModel,
     ("worker", 1): WorkerModel,
 }
 

@@ -12,6 +12,7 @@ import typer
 
 from tidemill.apps.cli_options import (
     Config,
+    Data,
     OutputForm,
     Quiet,
     Servers,
@@ -35,15 +36,16 @@ def monitor(
         int | None,
         typer.Option(min=1, max=65_535, help="Serve /metrics on 127.0.0.1.", show_default="none"),
     ] = None,
+    data: Data = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
     with_parent: WithParent = False,
 ) -> int:
-    """Measure what was served against the labels, beside baselines, and publish the figures.
+    """Measure what was served against the labels, judge drift tick by tick, publish figures, ticks and alerts.
 
-    One monitor an app: a second one fences the first. It folds the logs from their start, and publishes what changed.
+    One monitor an app: a second one fences the first. It folds the logs from their start, and publishes what is new.
     """
-    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
     from tidemill.apps.monitor import run_monitor
 
     return run_monitor(settings, is_until_end=until_end, metrics_port=metrics_port, report=progress)

@@ -27,6 +27,26 @@ def metrics_topic(app: AppSpec) -> str:
     return f"{app.name}.metrics.v1"
 
 
+def alerts_topic(app: AppSpec) -> str:
+    """The alarm topic: every record of every incident, people's acknowledgements among them."""
+    return f"{app.name}.alerts.v1"
+
+
+def drift_topic(app: AppSpec) -> str:
+    """What the monitor found, a tick a record."""
+    return f"{app.name}.drift.v1"
+
+
+def models_topic(app: AppSpec) -> str:
+    """The story of the models, as the trainer tells it."""
+    return f"{app.name}.models.v1"
+
+
+def loop_topics(app: AppSpec) -> tuple[str, ...]:
+    """What monitor, trainer and people tell each other: one ordered log each."""
+    return alerts_topic(app), drift_topic(app), models_topic(app)
+
+
 def output_topics(app: AppSpec) -> dict[str, int]:
     """Partition counts of the topics that Tidemill writes, by name."""
     counts = {
@@ -59,6 +79,11 @@ def ensure_app_topics(settings: Settings) -> list[str]:
 def ensure_metrics_topic(settings: Settings) -> None:
     """Create what the monitor writes, if it is missing."""
     _ensure(settings, {metrics_topic(settings.app): 1}, COMPACTED_CONFIG)
+
+
+def ensure_loop_topics(settings: Settings) -> list[str]:
+    """Create the loop's topics that are missing; the names that were created."""
+    return _ensure(settings, dict.fromkeys(loop_topics(settings.app), 1))
 
 
 def _ensure(settings: Settings, topics: Mapping[str, int], config: Mapping[str, str] = TOPIC_CONFIG) -> list[str]:

@@ -7,21 +7,27 @@ In: a topic, a partition, an offset. Out: messages in order. Invariant: `positio
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
+from tidemill.core.records import Partition
 from tidemill.errors import StateLostError, UnavailableError
-from tidemill.io.kafka import partition_counts, unavailable_unless_answered, watermark_offsets
+from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_unless_answered, watermark_offsets
 
+FETCH_WAIT_MS = 10
 TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic`; bounds memory
 
 
 class LogReader:
     """One thread owns it."""
 
-    def __init__(self, settings: Mapping[str, Any], topic: str, partition: int) -> None:
+    def __init__(
+        self, settings: Mapping[str, Any], topic: str, partition: int, *, fetch_wait_ms: int = FETCH_WAIT_MS
+    ) -> None:
+        """`fetch_wait_ms`: how long the broker holds a request while there is nothing; what comes is sent at once."""
         self._settings = settings
         self._at = TopicPartition(topic, partition)
         self.position = 0
@@ -34,7 +40,7 @@ class LogReader:
                 "isolation.level": "read_committed",
                 "auto.offset.reset": "error",
                 "enable.partition.eof": True,  # tells the position behind markers at the end
-                "fetch.wait.max.ms": 10,
+                "fetch.wait.max.ms": fetch_wait_ms,
                 "fetch.error.backoff.ms": 10,
             }
         )
@@ -113,3 +119,28 @@ def read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message
             if messages:
                 yield messages
         reader.close()
+
+
+class LogEnds:
+    """Where logs end, records of open transactions included: whatever was written before the question is before it.
+
+    A transaction's markers are written one partition after the other, so a reader of one topic may see it while the
+    last stable offset of another still lies before it.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], partitions: Sequence[Partition]) -> None:
+        self._settings = settings
+        self._admin = AdminClient(dict(settings))
+        self._latest = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
+
+    def ask(self) -> dict[Partition, int]:
+        """The end of each, in one request.
+
+        Raises:
+            UnavailableError: Kafka does not answer.
+        """
+        with unavailable_unless_answered("return the ends of its logs", self._settings):
+            answers = self._admin.list_offsets(
+                self._latest, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=REQUEST_TIMEOUT_S
+            )
+            return {Partition(at.topic, at.partition): int(one.result().offset) for at, one in answers.items()}

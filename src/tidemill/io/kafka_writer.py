@@ -7,7 +7,8 @@ and the caller looks at the store and the group to learn what happened.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -20,6 +21,7 @@ from tidemill.io.kafka import MESSAGE_BYTES_MAX
 TRANSACTION_TIMEOUT_MS = 10_000  # one hung transaction holds up every reader for at most this and a second
 OPEN_TIMEOUT_S = 30.0  # a predecessor's transaction must time out first
 COMMIT_TIMEOUT_S = 30.0
+DELIVERY_POLL_S = 0.1
 
 _FENCED = {
     KafkaError._FENCED,
@@ -95,6 +97,54 @@ class TransactionalWriter:
             by_topic.setdefault(output.topic, []).append(output)
         for topic, of_topic in by_topic.items():
             self._produce(topic, of_topic, delivered)
+        self._end(offsets, group_metadata, errors)
+        return last_offsets
+
+    def publish_told(
+        self,
+        outputs: Sequence[Output],
+        tell: Callable[[Sequence[int]], Sequence[Output]],
+        offsets: Mapping[Partition, tuple[int, str]],
+        group_metadata: object,
+    ) -> Sequence[int]:
+        """One transaction of `outputs` and of what `tell` makes of their offsets; those offsets.
+
+        Raises: as `publish`.
+        """
+        self._call("begin", self._producer.begin_transaction)
+        places: dict[int, int] = {}
+        errors: list[KafkaError] = []
+
+        def place_of(index: int) -> Callable[[KafkaError | None, Message], None]:
+            def delivered(error: KafkaError | None, message: Message) -> None:
+                if error is not None:
+                    errors.append(error)
+                else:
+                    places[index] = message.offset()
+
+            return delivered
+
+        for index, output in enumerate(outputs):
+            self._produce(output.topic, [output], place_of(index))
+        deadline = time.monotonic() + COMMIT_TIMEOUT_S
+        while len(places) < len(outputs) and not errors and time.monotonic() < deadline:
+            self._call("produce", lambda: self._producer.poll(DELIVERY_POLL_S))
+        if errors:
+            raise self._wrapped("produce", KafkaException(errors[0]))
+        if len(places) < len(outputs):
+            raise UnavailableError(
+                "TM-3014", f"transaction of {self._id}, produce: Kafka does not answer; nothing of it will be seen"
+            )
+        found = [places[index] for index in range(len(outputs))]
+        for at, output in enumerate(tell(found), start=len(outputs)):
+            self._produce(output.topic, [output], place_of(at))
+        self._end(offsets, group_metadata, errors)
+        return found
+
+    def _end(
+        self, offsets: Mapping[Partition, tuple[int, str]], group_metadata: object, errors: Sequence[KafkaError]
+    ) -> None:
+        """Send the positions and commit."""
         positions = [TopicPartition(p.topic, p.number, offset, metadata) for p, (offset, metadata) in offsets.items()]
         if positions:
             self._call(
@@ -107,7 +157,6 @@ class TransactionalWriter:
             raise InvariantError(
                 "TM-9010", f"a committed transaction lost a record: {errors[0].str()}; please report this"
             )
-        return last_offsets
 
     def abandon(self) -> None:
         """Drop the producer without waiting; its transaction is ended by the next one of its id."""
@@ -153,6 +202,11 @@ class TransactionalWriter:
             request()
         except KafkaException as error:
             raise self._wrapped(what, error) from None
+        except SystemError as error:
+            # The client raises a fatal error while it calls back: the callback then fails by the exception in its way.
+            if not isinstance(error.__cause__, KafkaException):
+                raise
+            raise self._wrapped(what, error.__cause__) from None
 
     def _wrapped(self, what: str, exception: KafkaException) -> FencedError | UnavailableError:
         error: KafkaError = exception.args[0]
