@@ -20,6 +20,7 @@ def train_for(
     rows: TrainingRows,
     *,
     features: tuple[str, ...] | None = None,
+    holdout: TrainingRows | None = None,
     parent: str,
     cause: str,
     created: int,
@@ -39,11 +40,13 @@ def train_for(
         feature_names=plan.numeric_names,
         category_names=plan.category_names,
         features=features,
+        holdout=holdout,
         parent=parent,
         cause=cause,
         created=created,
         threads=threads,
         on_round=on_round,
+        monitor=app.monitor,
     )
 
 

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from tidemill.apps.cli_alerts import alerts_app
 from tidemill.apps.cli_backtest import EPILOG as BACKTEST_EPILOG
 from tidemill.apps.cli_backtest import backtest
+from tidemill.apps.cli_config import config_app
 from tidemill.apps.cli_features import features_app
+from tidemill.apps.cli_learner import learner_app
 from tidemill.apps.cli_models import models_app
 from tidemill.apps.cli_monitor import add_monitor_commands
 from tidemill.apps.cli_options import (
@@ -43,6 +46,9 @@ from tidemill.apps.cli_options import (
 )
 from tidemill.apps.cli_produce import EPILOG as PRODUCE_EPILOG
 from tidemill.apps.cli_produce import produce
+from tidemill.apps.cli_story import add_story_commands
+from tidemill.apps.cli_trainer import add_trainer_commands
+from tidemill.apps.cli_web import add_web_command
 from tidemill.errors import TidemillError
 
 if TYPE_CHECKING:
@@ -69,8 +75,14 @@ dead_letters_app = typer.Typer(
     help="Records that could not be processed, with their original bytes.", no_args_is_help=True
 )
 app.add_typer(dead_letters_app, name="dlq")
+app.add_typer(config_app, name="config")
 app.add_typer(features_app, name="features")
+app.add_typer(learner_app, name="learner")
+app.add_typer(alerts_app, name="alerts")
 add_monitor_commands(app)
+add_trainer_commands(app)
+add_web_command(app)
+add_story_commands(models_app)
 app.add_typer(models_app, name="models")
 
 
@@ -102,10 +114,25 @@ def demo(
     bootstrap_servers: Servers = None,
     redis_url: RedisUrl = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
+    inject: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inject",
+            metavar="FAULT[@DAY]",
+            help="Break something on purpose and watch the loop answer; `--inject list` names what. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    web: Annotated[
+        int | None,
+        typer.Option(
+            "--web", metavar="PORT", min=1, max=65_535, help="Show it on a page as well.", show_default="no page"
+        ),
+    ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> int:
-    """A year of real events through real servers: replay, predict, learn, and show what came of it.
+    """A year of real events through real servers: predict, learn, watch for drift, retrain, and show what came of it.
 
     Starts Kafka and Valkey by itself unless both addresses are given. Ctrl-C stops everything.
     """
@@ -120,6 +147,8 @@ def demo(
             bootstrap_servers=bootstrap_servers,
             redis_url=redis_url,
             workers=workers,
+            inject=tuple(inject or ()),
+            web_port=web,
             is_quiet=Voice.is_quiet,
         )
     )

@@ -125,22 +125,22 @@ def show(
     from tidemill.apps.models import registry_of, trusted_keys
     from tidemill.apps.results import Form, print_json, print_rows
 
-    _refuse_unknown(version, registry_of(settings).versions(settings.app.name))
+    refuse_unknown(version, registry_of(settings).versions(settings.app.name))
     manifest, _ = registry_of(settings).load(settings.app.name, version, trusted_keys(settings))
     commands = [
-        {**command._asdict(), "time": _time(command.time)}
+        {**command._asdict(), "time": time_text(command.time)}
         for command, _ in role_history(settings).obeyed
         if command.model_version == version
     ]
     if form is not Form.TABLE:
-        print_json({"version": version, "manifest": dataclasses.asdict(manifest), "commands": commands})
+        print_json({"version": version, "manifest": dataclasses.asdict(manifest), "commands": commands}, form)
         return 0
     facts = dataclasses.asdict(manifest)
     facts["vocabularies"] = {
         name: len(values) for name, values in zip(manifest.category_features, manifest.vocabularies, strict=True)
     }
     for name in ("time_first", "time_last", "created"):
-        facts[name] = _time(facts[name])
+        facts[name] = time_text(facts[name])
     rows = [{"field": name, "value": ", ".join(given) if isinstance(given, tuple) else str(given)} for name, given in
             facts.items()]  # fmt: skip
     print_rows(version, rows, ("field", "value"), form)
@@ -244,7 +244,7 @@ def _promote(
     from tidemill.core.features import FeaturePlan
 
     if version != INITIAL:
-        _refuse_unknown(version, registry_of(settings).versions(settings.app.name))
+        refuse_unknown(version, registry_of(settings).versions(settings.app.name))
         booster_loader(settings, FeaturePlan(settings.app))(version)  # what no worker could load is not prepared
     champion = role_history(settings).now.champion
     if is_dry_run:
@@ -271,7 +271,7 @@ def _promote(
     return 0
 
 
-def _refuse_unknown(version: str, known: list[str]) -> None:
+def refuse_unknown(version: str, known: list[str]) -> None:
     if version not in known:
         raise ModelRefusedError(
             "TM-5020", f"no model version {version!r} in the registry; {nearest_of(version, known)}"
@@ -287,12 +287,12 @@ def _summary(manifest: Any, role: str) -> dict[str, Any]:
         "trees": manifest.trees,
         "log_loss": round(manifest.metrics["log_loss"], 4),
         "auc": round(manifest.metrics["auc"], 4),
-        "trained_until": _time(manifest.time_last),
+        "trained_until": time_text(manifest.time_last),
         "cause": manifest.cause,
     }
 
 
-def _time(time_ms: int) -> str:
+def time_text(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1_000, UTC).isoformat(timespec="seconds")
 
 

@@ -4,6 +4,8 @@ In: the name of the place that is passed. Out: nothing, unless the variable name
 each pass costs one comparison.
 
 fill-replayed, fill-state, fill-rows, fill-switched: what a fill of features has done.
+trainer.before_training, trainer.after_training (registered, nothing written), trainer.before_commit (all is sent, the
+transaction is open), trainer.after_commit (nothing is told to anybody yet).
 F1 polled · F2 scored, script not sent · F4 script applied · F8 transaction committed, store not told.
 """
 
