@@ -53,22 +53,16 @@ def newest_rows(rows: Sequence[dict[str, Any]], window: str) -> list[dict[str, A
 
 
 def compared_series(rows: Sequence[dict[str, Any]]) -> dict[str, Compared]:
-    """Every series and baseline over the same examples: since the declared comparators were trained, else the run.
+    """Every series over the same examples, the best first: since the declared comparators were trained, else the run.
 
-    Baselines stand beside the blend, so that all are of its examples. {} where nothing was measured.
+    {} where nothing was measured.
     """
     for window in (COMPARED, "run"):
         of_window = [row for row in rows if row["window"] == window and not row["slice_feature"]]
-        found = {row["series"]: row for row in of_window if row["series"] != PREDICTIONS}
-        if "blend" not in found:
-            continue
-        blend = found["blend"]
-        series = {
-            name: Compared(row["n"], row["log_loss"], row["auc"])
-            for name, row in sorted(found.items(), key=lambda each: each[1]["log_loss"])
-        }
-        constant = Compared(blend["n"], blend["constant_log_loss"], None)
-        return series | {"constant": constant, "no-change": Compared(blend["n"], blend["no_change_log_loss"], None)}
+        found = [row for row in of_window if row["series"] != PREDICTIONS]
+        if found:
+            ordered = sorted(found, key=lambda row: (row["log_loss"], row["series"]))
+            return {row["series"]: Compared(row["n"], row["log_loss"], row["auc"]) for row in ordered}
     return {}
 
 
