@@ -20,7 +20,7 @@ from test_config import APP, error_of, write_app
 
 from tidemill.config import load_app
 from tidemill.core.records import Kind, Outcome, Partition, Span
-from tidemill.core.rules import broken_text, first_broken
+from tidemill.core.rules import broken_text, first_broken, is_broken
 from tidemill.core.spec import RuleSpec
 from tidemill.io.framing import header_of
 from tidemill.io.source import SourceRecord
@@ -263,6 +263,8 @@ def test_rules_stand_with_their_topic(tmp_path: Path):
         ("{field: price, not_after: cost, otherwise: flag}", "TM-1005", "sales.v1 has no field 'cost'"),
         ("{field: shop, differs_from: price, otherwise: flag}", "TM-1005", "what shop (string) is compared with"),
         ("{field: tags, is_missing: false, otherwise: flag}", "TM-1005", "sales.v1.tags is array"),
+        ("{field: shop, burst_above: 5, otherwise: dead_letter}", "TM-1003", "it can flag only"),
+        ("{field: price, burst_above: 5, otherwise: flag}", "TM-1005", "sales.v1.price is double"),
     ],
 )
 def test_a_mistake_in_a_rule_is_told_with_its_line(tmp_path: Path, rule: str, code: str, says: str):
@@ -280,3 +282,22 @@ def test_a_context_topic_cannot_flag_and_says_why(tmp_path: Path):
     context = "  prices.v1: {role: context, schema: sale.avsc, rules: [{field: price, below: 1, otherwise: flag}]}\n"
     error = error_of(tmp_path, APP.replace("label:\n", context + "label:\n", 1))
     assert "app.yaml:5: " in error.message and "`otherwise: dead_letter`" in error.message
+
+
+@given(st.lists(st.sampled_from(["a", "b", "c", None]), max_size=40), st.integers(1, 10))
+def test_a_burst_is_every_record_of_a_value_that_comes_too_often_in_a_batch(values: list[str | None], limit: int):
+    rule = RuleSpec(field="source", otherwise="flag", burst_above=limit)
+    columns = pa.RecordBatch.from_pydict({"source": pa.array(values, pa.string())})
+    expected = [value is not None and values.count(value) > limit for value in values]
+    assert is_broken(rule, columns).tolist() == expected
+
+
+def test_a_burst_of_labels_is_published_and_teaches_nothing():
+    """The outcome stands for the name of who sent the label: 7 pours four out at once, 8 sends one."""
+    app = a_ruled_shop(outcomes=(RuleSpec(field="outcome", otherwise="flag", burst_above=3),))
+    for number in range(5):
+        app.inputs.add("events", MINUTE_MS + number, id=str(number), shop="s", amount=1.0)
+        app.inputs.add("outcomes", 2 * MINUTE_MS + number, id=str(number), outcome=7 if number < 4 else 8)
+    Worker(app).claim().run_all(())
+    examples = {row["id"]: (row["flags"], row["is_learned"]) for row in app.log.rows("example.v1")}
+    assert examples == {**dict.fromkeys("0123", (["outlier"], False)), "4": ([], True)}

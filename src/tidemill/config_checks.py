@@ -158,6 +158,8 @@ def _check_rule(place: Location, rule: RuleSpec, topic: Fields) -> Iterator[Prob
         )
     if rule.is_missing is not None:
         yield from topic.check(place, rule.field, NUMBERS | TEXTS | {"boolean"}, "a field of is_missing")
+    elif rule.burst_above is not None:
+        yield from topic.check(place, rule.field, WHOLE | TEXTS, "a field of burst_above")
     elif rule.matches is not None:
         yield from topic.check(place, rule.field, TEXTS, "a field of matches")
         yield from _check_pattern(place, rule.matches)

@@ -100,6 +100,7 @@ class RuleModel(Closed):
     not_after: str | None = None
     not_before: str | None = None
     differs_from: str | None = None
+    burst_above: Annotated[int | None, Field(ge=1)] = None
 
     @model_validator(mode="after")
     def _has_one_kind_of_test(self) -> RuleModel:
@@ -110,6 +111,8 @@ class RuleModel(Closed):
                 f"a rule has a field, `otherwise`, and either bounds ({', '.join(sorted(BOUNDS))}) or exactly one of "
                 f"{', '.join(kinds)}"
             )
+        if self.burst_above is not None and self.otherwise == "dead_letter":
+            raise ValueError("a burst is a matter of the batch, so it can flag only: write `otherwise: flag`")
         return self
 
 

@@ -54,6 +54,7 @@ RULE: Mapping[str, str] = {
     "not_after": "Another field, which is at least as large.",
     "not_before": "Another field, which is at most as large.",
     "differs_from": "Another field, which has another value.",
+    "burst_above": "More records than this with one value of the field in one batch, and all of them are flagged.",
 }
 LABEL: Mapping[str, str] = {
     "positive_if_any": "The label is positive where one of these conditions holds.",

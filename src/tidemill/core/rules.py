@@ -1,7 +1,7 @@
 """Entry rules: which records of a topic are not as declared, and what the dead letter of one says.
 
 In: rules, columns of one topic. Out: per record the first rule that it breaks. Invariant: a function of the record
-alone; a null breaks no rule but `is_missing: false`.
+alone, but for bursts, which are a matter of a batch; a null breaks no rule but `is_missing: false`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Bools = npt.NDArray[np.bool_]
 
 SHOWN_CHARACTERS = 60  # of a value in a message; the dead letter holds all of it
 _OTHER_FIELD = ("not_after", "not_before", "differs_from")
-_TESTS = ("at_least", "above", "at_most", "below", "one_of", "matches", "is_missing", *_OTHER_FIELD)
+_TESTS = ("at_least", "above", "at_most", "below", "one_of", "matches", "is_missing", "burst_above", *_OTHER_FIELD)
 
 
 def first_broken(rules: Sequence[RuleSpec], columns: pa.RecordBatch) -> Int64s | None:
@@ -46,6 +46,10 @@ def is_broken(rule: RuleSpec, columns: pa.RecordBatch) -> Bools:
     column = columns.column(rule.field)
     if rule.is_missing is not None:
         return _as_mask(column.is_valid() if rule.is_missing else column.is_null())
+    if rule.burst_above is not None:
+        counts = pc.value_counts(column.drop_null())
+        bursts = counts.field("values").filter(pc.greater(counts.field("counts"), rule.burst_above))
+        return _as_mask(pc.is_in(column, value_set=bursts))
     if rule.matches is not None:
         return ~_as_mask(pc.fill_null(pc.match_substring_regex(column, whole_text(rule.matches)), True))
     if rule.one_of is not None:

@@ -34,6 +34,7 @@ class RuleSpec:
     not_after: str | None = None  # another field, which is at least as large
     not_before: str | None = None  # another field, which is at most as large
     differs_from: str | None = None  # another field
+    burst_above: int | None = None  # so many records with one value of the field may come in one batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
