@@ -383,7 +383,9 @@ def _evidence_of(state: RolloutState) -> Mapping[str, float]:
 
 
 def _in_words(version: str, state: RolloutState) -> str:
+    is_passed_by_margin = state.verdict == "better" and state.lower <= 0
+    verdict = "not worse than the margin allows" if is_passed_by_margin else state.verdict
     return (
-        f"{version} is {state.verdict}: its loss is lower by {state.mean:+.5f} nats"
+        f"{version} is {verdict}: its loss is lower by {state.mean:+.5f} nats"
         f" [{state.lower:+.5f}, {state.upper:+.5f}] over {state.examples:,} examples"
     )
