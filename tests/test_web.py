@@ -461,8 +461,11 @@ def test_the_page_follows_the_topics_of_a_live_app(shop: Shop) -> None:
     assert shown["ticks"][0]["time"] == START_MS + DAY_MS
     assert "is left out" in shown["trouble"]  # the one that is none of ours
 
-    text = fetch(web, "metrics")[2].decode()
-    assert f'tidemill_lag_records{{topic="{shop.names["event"]}"}} 0.0' in text
+    deadline = time.monotonic() + 10  # the lag is looked at every few seconds
+    wanted_line = f'tidemill_lag_records{{topic="{shop.names["event"]}"}} 0.0'
+    while wanted_line not in (text := fetch(web, "metrics")[2].decode()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert wanted_line in text
     assert "tidemill_web_following 1.0" in text
     web.close()
 

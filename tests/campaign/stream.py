@@ -48,9 +48,12 @@ class Stream:
         folder.mkdir(parents=True)
         self.name, self.folder, self.until, self.servers = name, folder, until, servers
         self.config = folder / "flights.yaml"
-        text = FLIGHTS.replace("  flights.", f"  {name}.").replace("of: flights.", f"of: {name}.")
+        text = FLIGHTS
+        for before in ("  ", "of: ", "closed_by: "):
+            text = text.replace(f"{before}flights.", f"{before}{name}.")
         declared = yaml.safe_load(text.replace("../schemas/", f"{ROOT}/schemas/"))
         declared["name"] = name
+        del declared["retrain"]  # nobody answers ticks here, and batches are to be of the size that a test asks for
         declared["learner"]["snapshot_every"] = snapshot_every
         if batch_records is not None:
             declared["batch_records"] = batch_records
