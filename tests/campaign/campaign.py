@@ -15,7 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from tests.campaign.judging import fresh_models, read_examples, read_predictions, replay, verify_stream
+from tests.campaign.judging import examples_end, fresh_models, read_examples, read_predictions, replay, verify_stream
 from tests.campaign.processes import WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, applied, committed, owned_by
 from tidemill.core.features import FeaturePlan
@@ -191,9 +191,12 @@ def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
     result.feature_digest = stream.store.feature_digest()
     predictions = read_predictions(stream)
     snapshots = _snapshot_digests(stream)
-    at = {*snapshots, *(n for n, _ in result.stopped)}
+    # A worker that stops soon after its last batch has not folded its examples: only the whole log can be compared
+    # with another run's.
+    end = examples_end(stream)
+    at = {*snapshots, *(n for n, _ in result.stopped), end}
     again = replay(fresh_models(stream), read_examples(stream), predictions, digests_at=at)
-    result.learner_digest = again.digests.get(max(again.digests, default=-1), "")
+    result.learner_digest = again.digests[end]
     wrong = [
         f"N = {n}: {digest}, a fresh fold has {again.digests[n]}"
         for n, digest in [*snapshots.items(), *result.stopped]

@@ -51,6 +51,15 @@ class Replay:
     digests: dict[int, str] = field(default_factory=dict)  # D2: the fresh models' digest at these N
 
 
+def examples_end(stream: Stream) -> int:
+    """The next offset behind the examples log, markers included."""
+    reader = LogReader(stream.clients, f"{stream.name}.examples.v1", 0)
+    try:
+        return reader.end_offset()
+    finally:
+        reader.close()
+
+
 def read_examples(stream: Stream) -> Iterator[tuple[ExampleColumns, list[Command], int]]:
     """The committed examples and commands in log order, each lot with the next offset."""
     reader = LogReader(stream.clients, f"{stream.name}.examples.v1", 0)
