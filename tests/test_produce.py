@@ -129,21 +129,16 @@ def test_punctuation_stands_behind_every_record_up_to_its_time_and_before_the_la
     assert result.punctuations == {"events": 12, "labels": 8}
 
 
-def test_a_held_producer_sends_nothing_of_a_tick_before_the_last_one_is_answered(tmp_path: Path):
+def test_every_partition_learns_that_a_tick_is_over_before_anything_later_is_sent(tmp_path: Path):
     day = APP.monitor.every_ms
     times = {"context": [1], "events": [day + 1, 2 * day, 2 * day + 1, 4 * day + 1]}
-    held: list[tuple[int, list[int]]] = []
 
-    def hold(end: int) -> None:
-        held.append((end, [one.time for one in RecordingProducer.sent if one.key is not None]))
-        told = [one.topic for one in RecordingProducer.sent if one.key is None and one.time == end]
-        assert len(told) == 4, "every partition knows that the tick is over"
+    _, sent = published(tmp_path, times)
 
-    published(tmp_path, times, hold=hold)
-
-    assert [end for end, _ in held] == [2 * day, 3 * day, 4 * day], "the first tick is that of the first event"
-    assert held[0][1] == [1, day + 1, 2 * day], "a record at the very end belongs to those that went before"
-    assert held[1][1] == held[2][1] == [1, day + 1, 2 * day, 2 * day + 1]
+    for end in (day, 2 * day, 3 * day, 4 * day):
+        told = [at for at, one in enumerate(sent) if one.key is None and one.time == end]
+        assert len(told) == 4
+        assert all(one.time <= end for one in sent[: told[0]]) and all(one.time > end for one in sent[told[-1] + 1 :])
 
 
 def test_topics_without_end_stay_open(tmp_path: Path):

@@ -167,6 +167,14 @@ def worker(
     redis_url: RedisUrl = None,
     data: Data = None,
     bounded: Annotated[bool, typer.Option("--bounded", help="A replay: the inputs end, wait for each.")] = False,
+    paced: Annotated[
+        bool,
+        typer.Option(
+            "--paced",
+            help="With --bounded: take nothing of a tick before monitor and trainer have answered the last one; then a "
+            "replay with retraining is the same in every run.",
+        ),
+    ] = False,
     web_port: Annotated[
         int | None,
         typer.Option(min=1, max=65_535, help="Serve /healthz and /metrics on 127.0.0.1.", show_default="none"),
@@ -176,6 +184,8 @@ def worker(
     with_parent: WithParent = False,
 ) -> int:
     """Process an app's topics until told to stop; restarts go on where they ended."""
+    if paced and not bounded:
+        raise typer.BadParameter("--paced is for a replay: add --bounded. Live, nothing waits for the loop")
     settings = settings_with_servers(
         config,
         bootstrap_servers=bootstrap_servers,
@@ -186,7 +196,8 @@ def worker(
     )
     from tidemill.apps.worker import run_worker
 
-    return run_worker(settings, slot=slot, web_port=web_port or settings.worker.metrics_port or None, report=progress)
+    port = web_port or settings.worker.metrics_port or None
+    return run_worker(settings, slot=slot, web_port=port, is_paced=paced, report=progress)
 
 
 app.command(epilog=PRODUCE_EPILOG)(produce)

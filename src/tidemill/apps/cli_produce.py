@@ -5,8 +5,7 @@ In: arguments. Out: counts on stdout, progress on stderr, an exit code. Invarian
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,14 +71,6 @@ def produce(
             help="Break something of the example for some weeks; `--inject list` names what. May be repeated.",
         ),
     ] = None,
-    paced: Annotated[
-        bool,
-        typer.Option(
-            "--paced",
-            help="Send nothing of a tick before monitor and trainer have answered the last one: then a "
-            "bounded replay with retraining is the same in every run.",
-        ),
-    ] = False,
     bootstrap_servers: Servers = None,
     output: OutputForm = "table",
     quiet: Quiet = False,
@@ -102,16 +93,9 @@ def produce(
     if files and inject:
         raise typer.BadParameter("--inject is for the example")
     settings = settings_with_servers(config or shipped_path(EXAMPLE_CONFIG), bootstrap_servers=bootstrap_servers)
-    with ExitStack() as stack:
-        hold = None
-        if paced:
-            from tidemill.apps.pacing import TickPacer
-
-            pacer = stack.enter_context(closing(TickPacer(settings)))
-            hold = pacer.wait
-        if files:
-            return _produce_files(settings, files, form, rate=rate, speed=speed, ends=end, hold=hold)
-        return _produce_example(settings, form, until=until, poison=poison, inject=inject or [], hold=hold)
+    if files:
+        return _produce_files(settings, files, form, rate=rate, speed=speed, ends=end)
+    return _produce_example(settings, form, until=until, poison=poison, inject=inject or [])
 
 
 def _produce_files(
@@ -122,7 +106,6 @@ def _produce_files(
     rate: float | None,
     speed: float | None,
     ends: bool,
-    hold: Callable[[int], None] | None,
 ) -> int:
     from tidemill.apps.input_files import files_by_topic
     from tidemill.apps.produce import Pace, Progress, publish_files
@@ -140,7 +123,6 @@ def _produce_files(
         files=files_by_topic(settings.app, files),
         pace=Pace(rate, speed),
         ends=ends,
-        hold=hold,
         kafka=settings.kafka,
         on_progress=show,
     )
@@ -169,7 +151,6 @@ def _produce_example(
     until: datetime | None,
     poison: int,
     inject: Sequence[str],
-    hold: Callable[[int], None] | None,
 ) -> int:
     from tidemill.apps.flights import Progress, run_producer
     from tidemill.apps.flights_faults import parse_fault
@@ -189,7 +170,6 @@ def _produce_example(
         until=until.date() if until else None,
         poison_count=poison,
         faults=[parse_fault(text) for text in inject],
-        hold=hold,
         kafka=settings.kafka,
         on_progress=show,
     )

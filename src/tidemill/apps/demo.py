@@ -196,7 +196,7 @@ def _start_children(config: Path, settings: Settings, options: DemoOptions, stac
     workers_at = time.monotonic()
     web_ports = _free_ports(options.workers)
     for number, port in enumerate(web_ports):
-        arguments = ["worker", str(config), "--bounded", "--slot", str(number), "--web-port", str(port)]
+        arguments = ["worker", str(config), "--bounded", "--paced", "--slot", str(number), "--web-port", str(port)]
         servers = [*kafka, "--redis-url", str(settings.redis_url), "--data", str(settings.data_folder)]
         children.append(start_child(f"worker-{number}", [*arguments, *servers], logs))
     workers = tuple(children)
@@ -206,7 +206,7 @@ def _start_children(config: Path, settings: Settings, options: DemoOptions, stac
     if options.web_port is not None:
         children.append(start_child("web", ["web", str(config), "--port", str(options.web_port), *kafka], logs))
     loop = tuple(children[len(workers) :])
-    how = ["--poison", str(options.poison_count), "--paced"]
+    how = ["--poison", str(options.poison_count)]
     how += [part for fault in options.inject for part in ("--inject", fault)]
     children.append(start_child("producer", ["produce", str(config), *until, *how, *kafka, "-o", "json"], logs))
     return _Run(children[-1], workers, loop, web_ports, workers_at)

@@ -16,7 +16,7 @@ from tidemill.apps.demo_view import Snapshot, View
 from tidemill.apps.following import CommitFollower, ExampleFollower
 from tidemill.apps.loop_following import LoopFollower
 from tidemill.apps.metrics_table import compared_series, read_metrics
-from tidemill.apps.pacing import TickPacer
+from tidemill.apps.pacing import AnsweredTicks
 from tidemill.apps.results import Quality, RunResults
 from tidemill.apps.status import read_status
 from tidemill.config import Settings
@@ -54,7 +54,7 @@ class DemoFollower:
         self._commits = CommitFollower(self._clients, settings.app.name)
         self._examples = ExampleFollower(self._clients, settings.app.name)
         self._loop = LoopFollower(self._clients, settings.app)
-        self._pacer = TickPacer(settings)
+        self._answered = AnsweredTicks(settings)
         self._partitions = [
             Partition(topic.name, number) for topic in settings.app.topics for number in range(topic.partitions)
         ]
@@ -123,7 +123,7 @@ class DemoFollower:
             records_per_s=commits.records / replay_s,
             feature_digest=status.feature_digest,
         )
-        for follower in (commits, examples, self._loop, self._pacer):
+        for follower in (commits, examples, self._loop, self._answered):
             follower.close()
         return results
 
@@ -168,7 +168,7 @@ class DemoFollower:
         if not all(self._commits.watermarks.get(p, -1) >= self._end_time for p in self._partitions):
             return False
         every = self._settings.app.monitor.every_ms
-        return self._pacer.is_answered(self._end_time // every * every)
+        return self._answered.includes(self._end_time // every * every)
 
     def _snapshot(self, now: float) -> Snapshot:
         commits = self._commits

@@ -130,6 +130,7 @@ class Engine:
     def claim(self, partitions: frozenset[Partition], generation: int, group_metadata: object) -> dict[Partition, int]:
         """Own exactly these partitions from now on; the offset that each starts from."""
         self._generation = generation
+        self._publishing.group_metadata = group_metadata  # rows may fall due before the first batch comes
         self._positions = {}
         self._moved_at = dict.fromkeys(partitions, time.monotonic())
         self._partition_count = len(self._partitions_of_app())
@@ -153,6 +154,11 @@ class Engine:
         self._fold.enter(max(record.time for record in source.records))
         batch = self._decoder.decode(source.records, source.spans)
         self._run(batch)
+
+    def own_watermark(self) -> int:
+        """The smallest watermark of the partitions of this worker; -1 while one of them has shown nothing."""
+        marks = self.progress.marks
+        return min((marks[p].watermark if p in marks else -1 for p in self._positions), default=-1)
 
     def take_commands(self) -> None:
         """Fold what has arrived while no records come: commands wait for an answer."""

@@ -68,7 +68,6 @@ def run_producer(
     poison_count: int = POISON_COUNT,
     seed: int = 0,
     faults: Sequence[Fault] = (),
-    hold: Callable[[int], None] | None = None,
     kafka: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Published:
@@ -82,7 +81,6 @@ def run_producer(
         poison_count=poison_count,
         seed=seed,
         faults=faults,
-        hold=hold,
         kafka=kafka,
         on_progress=on_progress,
     )
@@ -96,7 +94,6 @@ def publish(
     poison_count: int = POISON_COUNT,
     seed: int = 0,
     faults: Sequence[Fault] = (),
-    hold: Callable[[int], None] | None = None,
     kafka: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Published:
@@ -107,8 +104,6 @@ def publish(
         until: only flights scheduled to depart before this day (UTC); None: the whole year.
         seed: of the poison: same seed, same poison.
         faults: what breaks on purpose.
-        hold: called with the end of each tick once everything up to it is in Kafka; nothing later is sent before it
-            returns. The first tick is the one of the first event.
         kafka: settings for librdkafka, verbatim.
     Raises:
         ConfigError: TM-1008 no data, TM-1009 the app lacks one of the topics.
@@ -136,7 +131,6 @@ def publish(
     names = [topics[kind].name for kind in records]
     total = len(times) + len(poison)
     sent = 0
-    first_event = int(records["scheduled"].time[0])
     extra = next(extras)
     produce, buffer_is_full = sender.producer.produce, sender.wait_for_room
     for chunk_times, chunk_kinds, rows in _chunks(times, kind_indexes, records, encoders):
@@ -145,9 +139,6 @@ def publish(
                 _send_extra(sender, extra, partitions)
                 if extra.poison is None and on_progress:
                     on_progress(Progress(extra.time, sent, total))
-                if hold is not None and extra.poison is None and _ends_tick(app, extra.time, first_event):
-                    sender.flush()
-                    hold(extra.time)
                 sent += extra.poison is not None
                 extra = next(extras)
             key, value = next(rows[kind_index])
@@ -174,10 +165,6 @@ def publish(
         last_time=last_time,
         end_time=end_time,
     )
-
-
-def _ends_tick(app: AppSpec, time: int, first_event: int) -> bool:
-    return time > first_event and time % app.monitor.every_ms == 0
 
 
 class _Extra(NamedTuple):

@@ -56,7 +56,7 @@ WAIT_S = 0.05  # for a first commit, when there is none
 FETCH_WAIT_MS = 10  # an end of a log shows only in an answer without records: longer waits delay every tick of a replay
 UNMEASURED_MAX = 20_000  # rows that are read and not in the figures yet; bounds memory
 HELD_MAX = 2 * LOOKAHEAD_RECORDS  # of a log that is read ahead of the commits
-NICENESS = 10  # scoring goes first
+NICENESS = 15  # who serves goes first
 DELAYS = {"0.5": "label_delay_p50_ms", "0.95": "label_delay_p95_ms"}
 
 

@@ -72,16 +72,14 @@ def publish_files(
     files: Mapping[str, Sequence[Path]],
     pace: Pace = Pace(),  # noqa: B008
     ends: bool = False,
-    hold: Callable[[int], None] | None = None,
     kafka: Mapping[str, str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> FilesPublished:
     """Create the topics that are missing and send the records of `files` (paths by topic, each in the order of time).
 
-    Every 6 h of event time, and at the end when `ends`, a punctuation says in all partitions of these topics that
-    nothing earlier follows. The last one lies behind the wait of the last event, so that every outcome is resolved.
-    `hold` is called with the end of each tick once everything up to it is in Kafka, from that of the first event on;
-    nothing later is sent before it returns.
+    Every 6 h of event time and at every tick's end, and at the end when `ends`, a punctuation says in all partitions
+    of these topics that nothing earlier follows. The last one lies behind the wait of the last event, so that every
+    outcome is resolved.
 
     Raises:
         ConfigError, RecordError: a file cannot be read, see `io.files`.
@@ -98,24 +96,19 @@ def publish_files(
     counts: Counter[str] = Counter(dict.fromkeys(partitions, 0))
     names = [topic.name for topic in topics]
     waiting = _Pacemaker(pace, sender)
-    roles = [topic.role for topic in topics]
     tick_ms = app.monitor.every_ms
-    first, last, next_punctuation, has_event = -1, -1, 0, False
+    first, last, next_punctuation = -1, -1, 0
     for sent, record in enumerate(_merged(topics, files, partitions)):
         if first < 0:
             first = record.time
             next_punctuation = _next_punctuation(first - 1, tick_ms)
         while next_punctuation < record.time:
             sender.punctuate(partitions, next_punctuation, is_end=False)
-            if hold is not None and has_event and next_punctuation % tick_ms == 0:
-                sender.flush()
-                hold(next_punctuation)
             next_punctuation = _next_punctuation(next_punctuation, tick_ms)
         waiting.wait(sent, record.time)
         name = names[record.topic_index]
         sender.send(name, record.partition, record.key, record.value, record.time, [])
         counts[name] += 1
-        has_event = has_event or roles[record.topic_index] == "event"
         last = record.time
         if (sent + 1) % CALLBACKS_EVERY == 0:
             sender.serve_callbacks()

@@ -21,6 +21,7 @@ from typing import Any
 from tidemill.apps.engine import Engine, worker_group
 from tidemill.apps.folding import barrier_of
 from tidemill.apps.garbage_collection import collect_rarely
+from tidemill.apps.pacing import TickPacer
 from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
 from tidemill.core.records import Partition
@@ -41,8 +42,10 @@ RETRY_S = 1.0
 class Worker:
     """The hooks that the transport calls, and the supervision around them."""
 
-    def __init__(self, settings: Settings, *, slot: int | None, report: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, *, slot: int | None, is_paced: bool, report: Callable[[str], None]) -> None:
         self._settings = settings
+        self._is_paced = is_paced
+        self._pacer: TickPacer | None = None
         self._report = report
         self._slot = take_slot(settings.data_folder / "slots", slot)
         assert settings.bootstrap_servers is not None
@@ -71,6 +74,8 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         self._engine = await self._in_compute(Engine, self._settings, slot=self._slot.number, report=self._report)
+        if self._is_paced:
+            self._pacer = await self._in_compute(TickPacer, self._settings)
         app, topic = make_faust_app(self, web_port=web_port)
         collect_rarely()
         self._watchdog = Watchdog(self._settings.worker.stall_after_s)
@@ -97,6 +102,8 @@ class Worker:
         for helper in helpers:
             helper.cancel()
         await app.stop()
+        if self._pacer is not None:
+            await self._in_compute(self._pacer.close)
         await self._in_compute(self._engine.close)
         return self._exit_code()
 
@@ -136,7 +143,7 @@ class Worker:
         finally:
             self._last_batch = time.monotonic()
             self._consumer.polling.batch_done()
-            self._consumer.polling.set_limit(self._engine.progress.group_limit)
+            self._consumer.polling.set_limit(self._limit())
             self._engine.telemetry.set_out_of_order(self._consumer.polling.out_of_order)
 
     async def _claim(self, generation: int) -> None:
@@ -150,6 +157,7 @@ class Worker:
                 async with self._busy:
                     starts = await self._in_compute(self._engine.claim, partitions, generation, group_metadata)
                     self._engine.epoch = self._consumer.polling.begin(generation, starts, self._engine.ended)
+                    self._consumer.polling.set_limit(self._limit())
                 self._report(f"owns {len(partitions)} partitions")
                 return
             except (FencedError, UnavailableError) as error:
@@ -180,10 +188,13 @@ class Worker:
                 continue
             try:
                 candidate = polling.candidate_time
-                if candidate is not None:
+                if candidate is not None and self._pacer is not None and candidate > self._pacer.limit:
+                    await self._in_compute(self._pacer.look, candidate, self._engine.own_watermark())
+                    polling.set_limit(self._limit())
+                elif candidate is not None:
                     async with self._busy:
                         await self._in_compute(self._engine.say_waiting, candidate)
-                    polling.set_limit(self._engine.progress.group_limit)
+                    polling.set_limit(self._limit())
                 elif time.monotonic() - max(self._last_batch, settled_at) > SETTLE_EVERY_S:
                     async with self._busy:
                         await self._in_compute(self._engine.take_commands)
@@ -208,12 +219,19 @@ class Worker:
             if polling is None:
                 continue
             ends = polling.ends
-            committed = {p: at for p, at in self._engine.positions.items() if p in ends}
+            is_held = self._pacer is not None and self._pacer.is_waiting  # which has a patience of its own
+            committed = {p: at for p, at in self._engine.positions.items() if p in ends and not is_held}
             message = self._watchdog.see(committed, ends, now_s=time.monotonic(), cause=self._likely_cause())
             self._engine.telemetry.set_stalled(self._watchdog.is_stalled)
             if message is not None:
                 self.on_fatal(UnavailableError("TM-4030", message))
                 return
+
+    def _limit(self) -> int | None:
+        """No record later than this may be taken: for the sake of slower workers, and of the loop."""
+        assert self._engine is not None
+        limits = (self._engine.progress.group_limit, self._pacer.limit if self._pacer is not None else None)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def _likely_cause(self) -> str:
         assert self._engine is not None
@@ -253,7 +271,9 @@ class Worker:
         return self._error.exit_code
 
 
-def run_worker(settings: Settings, *, slot: int | None, web_port: int | None, report: Callable[[str], None]) -> int:
+def run_worker(
+    settings: Settings, *, slot: int | None, web_port: int | None, is_paced: bool, report: Callable[[str], None]
+) -> int:
     """Run one worker until it is told to stop or cannot go on; the exit code.
 
     Raises:
@@ -263,7 +283,7 @@ def run_worker(settings: Settings, *, slot: int | None, web_port: int | None, re
         check_port(web_port, "--web-port")
 
     async def main() -> int:
-        return await Worker(settings, slot=slot, report=report).run(web_port=web_port)
+        return await Worker(settings, slot=slot, is_paced=is_paced, report=report).run(web_port=web_port)
 
     return asyncio.run(main())
 
