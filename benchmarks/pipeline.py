@@ -21,7 +21,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from confluent_kafka import Consumer, Producer
 from rich.console import Console
@@ -41,7 +41,8 @@ from tidemill.core.batches import with_idle_partitions
 from tidemill.core.features import FeaturePlan
 from tidemill.core.merge import Cut, Offered, TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
-from tidemill.core.records import Mark, Outcome, Output, Partition, Span
+from tidemill.core.ports import Applied, Conflict
+from tidemill.core.records import Commit, Mark, Outcome, Output, Partition, Reads, Span, StateView
 from tidemill.core.roles import INITIAL
 from tidemill.io import kafka
 from tidemill.io.codec import WireCodec
@@ -53,6 +54,7 @@ from tidemill.io.redis_store import RedisStore
 from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder
 
+Peer = Literal["store", "dictionaries"]
 CONFIG = "config/flights.yaml"
 STAGES = (
     "fetch", "merge", "decode", "read", "join", "features", "score", "encode", "step", "script", "transaction", "mark",
@@ -163,6 +165,35 @@ class PlainPublisher:
         self._on_example(message.offset())
 
 
+class PlainStore:
+    """The second peer's store: the same server and script, no outbox; what is applied counts as published."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._store = store
+        self._marks: Mapping[Partition, Mark] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def read(self, reads: Reads) -> StateView:
+        view = self._store.read(reads)
+        return replace(view, marks=published(view.marks))
+
+    def commit(self, commit: Commit) -> Applied | Conflict:
+        result = self._store.commit(replace(commit, slices={}))
+        if isinstance(result, Applied):
+            self._marks = published(result.marks)
+            return Applied(self._marks)
+        return result
+
+    def mark_published(self, _positions: Mapping[Partition, int]) -> Mapping[Partition, Mark]:
+        return self._marks
+
+
+def published(marks: Mapping[Partition, Mark]) -> dict[Partition, Mark]:
+    return {partition: mark._replace(committed=mark.applied) for partition, mark in marks.items()}
+
+
 @dataclass(slots=True)
 class Inputs:
     """All records of the input topics, merged and cut as a bounded worker would."""
@@ -249,10 +280,10 @@ def run(
     partitions: Sequence[Partition],
     *,
     title: str,
-    is_peer: bool,
+    peer: Peer | None,
     profile: cProfile.Profile | None,
 ) -> Result:
-    """All batches through one cycle. The peer keeps its state in dictionaries and publishes without transactions."""
+    """All batches through one cycle. Peers publish without transactions; see the top of the README."""
     spec, clients = settings.app, client_settings(settings)
     laps = Laps()
     decoder = InputDecoder(spec)
@@ -261,14 +292,17 @@ def run(
     serving, fold = make_models(settings, pipeline, clients, on_roles=lambda roles: None, report=lambda line: None)
     reader = fold.reader
     consumer: Consumer | None = None
-    store: RedisStore | MemoryStore
+    store: Any
     publisher: Publishing | PlainPublisher
-    if is_peer:
+    assert settings.redis_url is not None
+    if peer == "dictionaries":
         store = MemoryStore(MemoryBackend())
+    else:
+        store = RedisStore(settings.redis_url, spec.name, owner_slot="0", config_digest=config_digest(spec))
+    if peer is not None:
+        store = PlainStore(store) if peer == "store" else store
         publisher = PlainPublisher(clients, pipeline.examples_topic, fold.expect)
     else:
-        assert settings.redis_url is not None
-        store = RedisStore(settings.redis_url, spec.name, owner_slot="0", config_digest=config_digest(spec))
         publisher = Publishing(
             client_settings=clients,
             transactional_id=f"benchmark.{spec.name}",
@@ -369,6 +403,10 @@ def show(results: Sequence[Result], console: Console) -> None:
     table.add_section()
     table.add_row("total", *totals)
     console.print(table)
+    by_name = {result.name: result.seconds / result.records for result in results}
+    if "no outbox" in by_name:
+        cost = by_name["no booster"] / by_name["no outbox"] - 1
+        console.print(f"the guarantee costs {cost:+.1%}: transactions, outbox, offsets against an idempotent producer")
     for result in results:
         cpu_us = result.cpu_seconds / result.records * 1e6
         console.print(
@@ -388,10 +426,11 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> list
             data_folder=folder,
             is_bounded=True,
         )
-        peer, full = (
-            replace(settings, app=replace(settings.app, name=f"{settings.app.name}{end}")) for end in ("peer", "full")
+        plain, peer, full = (
+            replace(settings, app=replace(settings.app, name=f"{settings.app.name}{end}"))
+            for end in ("plain", "peer", "full")
         )
-        for one in (settings, peer, full):
+        for one in (settings, plain, peer, full):
             ensure_app_topics(one)
         run_producer(servers.bootstrap_servers, app=settings.app, until=options.until, poison_count=0)
         counts = {topic.name: topic.partitions for topic in settings.app.topics}
@@ -399,13 +438,14 @@ def measure(folder: Path, options: argparse.Namespace, console: Console) -> list
         inputs = read_inputs(settings, partitions)
         console.print(f"{sum(len(cut.entries) for cut in inputs.cuts):,} records are in memory; running")
         profile = cProfile.Profile() if options.profile else None
-        results = [run(settings, inputs, partitions, title="no booster", is_peer=False, profile=profile)]
+        results = [run(settings, inputs, partitions, title="no booster", peer=None, profile=profile)]
         if profile is not None:
             profile.dump_stats(options.profile)
         if not options.no_peer:
-            results.append(run(peer, inputs, partitions, title="no guarantees", is_peer=True, profile=None))
+            results.append(run(plain, inputs, partitions, title="no outbox", peer="store", profile=None))
+            results.append(run(peer, inputs, partitions, title="in memory", peer="dictionaries", profile=None))
         promote_a_booster(settings, full)
-        results.append(run(full, inputs, partitions, title="with booster", is_peer=False, profile=None))
+        results.append(run(full, inputs, partitions, title="with booster", peer=None, profile=None))
         if len({result.feature_digest for result in results}) > 1:
             raise SystemExit("error: the runs computed different features")
         return results
