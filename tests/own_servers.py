@@ -55,14 +55,26 @@ class OwnServers:
 
 
 @contextmanager
-def own_servers(folder: Path) -> Iterator[OwnServers]:
-    """Start both and wait until they answer."""
+def own_servers(folder: Path, *, password: str = PASSWORD) -> Iterator[OwnServers]:
+    """Start both and wait until they answer. password: of the user, in both."""
     with ExitStack() as stack:
         authority, certificate, key = _make_certificates(folder)
         sasl_port, admin_port, controller_port, valkey_port, tls_port = _free_ports(5)
         for command, name in (
-            (_valkey(valkey_port, folder), "valkey"),
-            (_kafka(folder / "kafka", sasl_port, admin_port, controller_port, certificate, key, authority), "kafka"),
+            (_valkey(valkey_port, folder, password), "valkey"),
+            (
+                _kafka(
+                    folder / "kafka",
+                    sasl_port,
+                    admin_port,
+                    controller_port,
+                    certificate,
+                    key,
+                    authority,
+                    password=password,
+                ),
+                "kafka",
+            ),
         ):
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             cwd = folder / "kafka" if name == "kafka" else folder
@@ -74,7 +86,7 @@ def own_servers(folder: Path) -> Iterator[OwnServers]:
         yield OwnServers(
             f"127.0.0.1:{sasl_port}",
             f"127.0.0.1:{admin_port}",
-            f"rediss://{USER}:{PASSWORD}@127.0.0.1:{tls_port}/0?ssl_ca_certs={authority}",
+            f"rediss://{USER}:{password}@127.0.0.1:{tls_port}/0?ssl_ca_certs={authority}",
             authority,
             admin,
         )
@@ -91,7 +103,15 @@ def grant(admin: AdminClient, kind: ResourceType, prefix: str, *operations: AclO
 
 
 def _kafka(
-    folder: Path, sasl_port: int, admin_port: int, controller_port: int, certificate: Path, key: Path, authority: Path
+    folder: Path,
+    sasl_port: int,
+    admin_port: int,
+    controller_port: int,
+    certificate: Path,
+    key: Path,
+    authority: Path,
+    *,
+    password: str,
 ) -> list[str]:
     folder.mkdir()
     settings = {
@@ -118,18 +138,18 @@ def _kafka(
     java = prepare_java(default_cache_folder(), lambda _message: None)
     java = [option for option in java if not option.startswith(("-XX:AOTMode", "-XX:AOTConfiguration"))]
     cluster_id = base64.urlsafe_b64encode(b"\x00" + uuid.uuid4().bytes[1:]).rstrip(b"=").decode()
-    user = f"SCRAM-SHA-512=[name={USER},password={PASSWORD}]"
+    user = f"SCRAM-SHA-512=[name={USER},password={password}]"
     format_log = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster_id, "--config", "server.properties"]
     done = subprocess.run([*java, *format_log, "--add-scram", user], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return [*java, "kafka.Kafka", "server.properties"]
 
 
-def _valkey(port: int, folder: Path) -> list[str]:
+def _valkey(port: int, folder: Path, password: str) -> list[str]:
     """The rights are those of docs/own-servers.md: keys of the app alone, no command of an administrator."""
     rights = re.search(r"^user tidemill on >PASSWORD (.*)$", GUIDE.read_text(), re.MULTILINE)
     assert rights is not None
-    (folder / "users.acl").write_text(f"user default off\nuser {USER} on >{PASSWORD} {rights[1]}\n")
+    (folder / "users.acl").write_text(f"user default off\nuser {USER} on >{password} {rights[1]}\n")
     settings = {
         "port": port,
         "bind": "127.0.0.1",

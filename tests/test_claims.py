@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 from collections import Counter
@@ -157,6 +158,19 @@ def test_store_that_went_back_is_rolled_forward() -> None:
     claim.commit(7)
     assert claim.take() == 7
     assert claim.sent == [] and claim.replays == [({EVENTS: (2, 7)}, frozenset({EVENTS}))]
+
+
+def test_store_that_went_back_by_a_commit_that_moved_no_offset_settles_its_rows_again() -> None:
+    claim = Claim()
+    claim.apply(0, 4, FIRST)
+    older = copy.deepcopy(claim.app.backend)
+    claim.apply(4, 4, SECOND)
+    claim.commit(4, offset_metadata(claim.incarnation, 4, 4, pack_slice([SECOND])))
+    claim.earlier.store.mark_published({EVENTS: 4})
+    assert claim.take() == 4 and claim.replays == []
+    claim.app.backend = older
+    assert claim.take() == 4
+    assert claim.sent == [] and claim.replays == [({EVENTS: (4, 4)}, frozenset({EVENTS}))]
 
 
 def test_store_that_was_emptied_is_rebuilt_from_the_log_under_a_new_incarnation() -> None:

@@ -196,10 +196,23 @@ class Letter:
     def offset(self) -> int:
         return self._offset
 
+    def key(self) -> bytes | None:
+        return None
+
+    def value(self) -> bytes | None:
+        return None
+
+    def timestamp(self) -> tuple[int, int]:
+        return 0, 0
+
     def headers(self) -> list[tuple[str, bytes | None]] | None:
         if self._code is None:
             return None
-        return [("tidemill.dlq.code", self._code.encode()), ("__streams.errors.message", f"m{self._offset}".encode())]
+        return [
+            ("__streams.errors.exception", b"tidemill.errors.RecordError"),
+            ("tidemill.dlq.code", self._code.encode()),
+            ("__streams.errors.message", f"m{self._offset}".encode()),
+        ]
 
 
 def test_dead_letters_are_counted_by_topic_and_code_and_foreign_ones_too() -> None:

@@ -252,6 +252,25 @@ def test_group_limit_holds_later_records_back(
     asyncio.run(run())
 
 
+def test_others_are_told_of_the_next_record_only_when_no_batch_is_out(
+    clients: dict[str, Any], events: Input, app_name: str, tmp_path: Path
+) -> None:
+    """Else this worker's watermark passes records that it has yet to process, and their labels become orphans."""
+    events.write(1_000)
+
+    async def run() -> None:
+        worker = TransportWorker(clients, (events.spec,), group=app_name, name="a", folder=tmp_path)
+        worker.seconds_per_batch = 0.3
+        async with worker:
+            await worker.until(lambda: worker.consumer.polling is not None)
+            polling = worker.consumer.polling
+            polling.set_limit(START + 99)
+            await worker.until(lambda: polling.candidate_time == START + 100)
+            assert worker.record_count == 100
+
+    asyncio.run(run())
+
+
 def test_offset_that_is_gone_stops_the_worker(
     clients: dict[str, Any], events: Input, app_name: str, tmp_path: Path
 ) -> None:

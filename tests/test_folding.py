@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from tests.builders import a_spec
 from tests.folded_log import Log, a_serving
 from tidemill.apps.folding import ExampleFold, barrier_of
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec
+from tidemill.io.snapshots import SnapshotStore
 
 TICK = 1_000
 
@@ -70,3 +72,22 @@ def test_app_without_a_loop_has_no_barrier():
     assert barrier_of(a_spec()) is None
     spec = replace(a_spec(), retrain=RetrainSpec(), monitor=MonitorSpec(every_ms=TICK))
     assert barrier_of(spec) == TICK
+
+
+def test_a_snapshot_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: Path):
+    (tmp_path / "shop").write_text("a file where a folder has to be: no object can be put")
+    told: list[str] = []
+    serving = a_serving(log=Log())
+    fold = ExampleFold(
+        reader=Reader(),  # type: ignore[arg-type]
+        serving=serving,
+        snapshots=SnapshotStore(tmp_path),
+        app="shop",
+        is_bounded=True,
+        on_roles=lambda roles: None,
+        report=told.append,
+    )
+    for _ in range(2):
+        fold._keep(serving.snapshot())
+    assert fold.snapshots_failed == 2
+    assert len(told) == 2 and all(text.startswith("TM-3306") for text in told)

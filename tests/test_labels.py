@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tidemill.core.labels import EventEntry, Joined, LabelEntry, due_time, join_labels, label_values
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
+from tidemill.core.settlements import Example, Labelled
 from tidemill.core.spec import Condition, LabelSpec
 
 EVENTS, LABELS = "events", "labels"
@@ -50,6 +51,8 @@ class Log:
             due=due,
             due_before=watermark,
             published=more.get("published", {}),  # type: ignore[arg-type]
+            predicted=more.get("predicted"),  # type: ignore[arg-type]
+            labelled=more.get("labelled"),  # type: ignore[arg-type]
             label_columns={1: LABEL_COLUMNS},
         )
         if joined.blocked_at >= 0:
@@ -134,6 +137,17 @@ def test_label_before_its_event_waits_and_joins_it():
     assert joined.label_first == [True] and joined.joins[0].label_tail is not None
     assert log.outcomes[Outcome.WAITING_JOINED] == 1 and log.state("a") is RowState.JOINED
     assert next(iter(log.due.values())).partition == Partition(EVENTS, 0)
+
+
+@pytest.mark.parametrize("first", [5, 9])
+def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(first: int):
+    """Two labels came before their event; another worker applies the one that did not join."""
+    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)])
+    for time in (first, 14 - first):
+        log.batch((LABELS, "a", time, 1), predicted=frozenset(), labelled=labelled)
+    joined = log.batch((EVENTS, "a", 20), predicted=frozenset({(0, 0, 2)}), labelled=labelled)
+    assert [join.label_time for join in joined.joins] == [5]
+    assert log.state("a") is RowState.JOINED
 
 
 def test_label_whose_event_never_comes_becomes_an_orphan():

@@ -23,6 +23,7 @@ from tidemill.io import redis_connection, redis_store
 from tidemill.io.embedded import Servers, start_servers
 from tidemill.io.memory import MemoryBackend, MemoryStore
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
+from tidemill.io.slices import mark_of
 
 A = Partition("events", 0)
 B = Partition("events", 1)
@@ -435,6 +436,23 @@ def test_commits_without_records_keep_their_outputs_apart(workers: Workers) -> N
     assert slices_of(workers, A) == ()
 
 
+def test_claim_tells_the_last_commit_that_moved_no_offset_although_it_is_published(workers: Workers) -> None:
+    def sequel() -> str:
+        return workers.open().claim([A], may_create=True).partitions[A].sequel
+
+    store = workers.claimed(A)
+    store.commit(Commit({A: a_span(0, 3)}, slices={A: b"records"}))
+    assert sequel() == ""
+    for outputs in (b"expired", b"more"):
+        store = workers.claimed(A)
+        store.commit(Commit({A: a_span(3, 3)}, slices={A: outputs}))
+        store.mark_published({A: 3})
+        assert sequel() == mark_of(outputs)
+    store = workers.claimed(A)
+    store.commit(Commit({A: a_span(3, 4)}, slices={A: b"records"}))
+    assert sequel() == mark_of(b"more"), "an offset that moved shows itself"
+
+
 def test_later_commit_does_not_drop_outputs_that_the_offset_cannot_show(workers: Workers) -> None:
     store = workers.claimed(A)
     store.commit(Commit({A: a_span(0, 3)}, slices={A: b"records"}))
@@ -547,6 +565,29 @@ def test_rebuild_of_a_store_that_still_holds_positions_is_refused(workers: Worke
     store.set_positions({A: 5})
     with pytest.raises(StateLostError, match=r"TM-4105.*events\[0\]"):
         store.open_rebuild("second", "first")
+
+
+def test_claims_at_the_same_position_are_counted_until_it_moves_or_is_given_back(workers: Workers) -> None:
+    def attempts(slot: str = "0") -> int:
+        return workers.open(slot).claim([A], may_create=True).partitions[A].attempts
+
+    store = workers.claimed(A, start=3)
+    assert attempts() == 2  # the start of a new partition is no progress
+    assert attempts("1") == 3
+    store = workers.open("1")
+    store.claim([A], may_create=False)
+    store.set_start(A, 3)
+    store.commit(Commit({A: a_span(3, 5)}))
+    assert attempts("1") == 1  # it moved, and the same slot may have been killed for reasons of its own
+    assert attempts("1") == 2
+    store = workers.open("1")
+    store.claim([A], may_create=False)
+    store.commit(Commit({A: a_span(5, 6)}))
+    assert attempts("2") == 2  # another slot: an owner that lived would have given it back
+    store = workers.open("2")
+    store.claim([A], may_create=False)
+    store.release([A])
+    assert attempts("3") == 1
 
 
 def test_release_gives_back_only_what_is_ours(workers: Workers) -> None:
@@ -699,6 +740,25 @@ def test_server_that_evicts_is_refused(valkey: Servers) -> None:
         finally:
             client.config_set("maxmemory-policy", "noeviction")
     store.check_server()
+
+
+def test_server_that_evicted_keys_between_two_checks_is_refused(valkey: Servers) -> None:
+    store = redis_workers(valkey.redis_url).open()
+    store.check_server()
+    with redis.Redis.from_url(valkey.redis_url) as client:
+        try:
+            client.set("a key of somebody", b"0" * 4_000_000)
+            client.config_set("maxmemory-policy", "volatile-lru")
+            client.expire("a key of somebody", 1_000)
+            client.config_set("maxmemory", client.info("memory")["used_memory"] - 1_000_000)
+            client.set("a key of somebody else", b"0")
+        finally:
+            client.config_set("maxmemory", "0")
+            client.config_set("maxmemory-policy", "noeviction")
+            client.delete("a key of somebody", "a key of somebody else")
+    with pytest.raises(StateLostError, match=r"TM-4140.*evicted 1 keys"):
+        store.check_server()
+    store.check_server()  # the next start is judged by what it meets itself
 
 
 def test_server_that_forgot_the_scripts_gets_them_again(valkey: Servers) -> None:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-import fastavro
 import yaml  # type: ignore[import-untyped, unused-ignore]
 from pydantic import ValidationError
 
@@ -29,11 +28,13 @@ from tidemill.config_models import (
     GroupModel,
     LabelModel,
     RetrainModel,
+    SchemaRegistryModel,
     SinkModel,
     TopicModel,
     TrainingWindowModel,
     TriggerModel,
 )
+from tidemill.config_schemas import read_schema, read_schemas
 from tidemill.core.alerts import Severity
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec, RolloutSpec, TriggerSpec
 from tidemill.core.spec import (
@@ -47,10 +48,14 @@ from tidemill.core.spec import (
     GroupSpec,
     LabelSpec,
     LearnerSpec,
+    LimitsSpec,
     RuleSpec,
     TopicSpec,
 )
 from tidemill.errors import ConfigError
+
+# No message shows what stands there.
+_MAY_HOLD_SECRETS = (("kafka",), ("redis_url",), ("object_store",), ("sinks",), ("schema_registry",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,7 @@ class WorkerSettings:
     idle_after_s: float = 30.0  # live: a partition without records this long takes the watermark of the group
     stall_after_s: float = 60.0  # no progress although there is lag; a rebalance or a fail-over takes up to 20 s
     start_timeout_s: float = 60.0  # servers may come up after the worker; a container host needs half a minute
+    when_behind: Literal["stop", "degraded"] = "stop"  # while another partition's state is rebuilt; flags tell it
     metrics_port: int = 0  # 0 = no endpoint; each worker process needs a port of its own
 
 
@@ -76,6 +82,18 @@ class SinkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SchemaRegistrySettings:
+    """Where schemas are looked up that are not declared. Durations are of the wall clock."""
+
+    url: str  # without credentials
+    basic_auth: str | None = field(default=None, repr=False)  # user:password
+    ca_file: Path | None = None
+    timeout_s: float = 3.0  # a registry answers within milliseconds; meanwhile the worker stands still
+    refresh_s: float = 60.0  # how often the subjects are read ahead of their first record
+    if_unreachable: Literal["wait", "dead_letter"] = "wait"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """An app and where it runs. None for a server means: start an embedded one."""
 
@@ -87,6 +105,7 @@ class Settings:
     object_store: str | None = field(default=None, repr=False)  # folder or URL of snapshots and models; None = data
     trusted_keys: tuple[str, ...] = ()  # public keys of those who may sign models, beside the one in the data folder
     sinks: tuple[SinkSettings, ...] = ()
+    schema_registry: SchemaRegistrySettings | None = None
     worker: WorkerSettings = WorkerSettings()
 
 
@@ -134,6 +153,7 @@ def load_settings(path: Path | str, **overrides: Any) -> Settings:
         object_store=given.get("object_store") or os.environ.get("TIDEMILL_OBJECT_STORE") or object_store,
         trusted_keys=file.trusted_keys,
         sinks=tuple(_build_sink(source, index, sink) for index, sink in enumerate(file.sinks)),
+        schema_registry=None if file.schema_registry is None else _build_registry(source, file.schema_registry),
         worker=WorkerSettings(**worker),
     )
 
@@ -141,11 +161,16 @@ def load_settings(path: Path | str, **overrides: Any) -> Settings:
 def config_digest(spec: AppSpec) -> str:
     """BLAKE2b-128 of the app's canonical JSON, as hex: workers of one app must agree on it.
 
-    How boosters are trained, what the monitor compares and when, changes nothing that a worker computes.
+    How boosters are trained, what the monitor compares and when, changes nothing that a worker computes; schemas of
+    writers only decide which records can be read at all.
     """
     declared = dataclasses.asdict(spec)
+    for topic in declared["topics"]:
+        del topic["writers"]
     for part in ("booster", "comparators", "monitor", "retrain"):
         del declared[part]
+    if spec.limits == LimitsSpec():  # stores of before there were limits know no digest with them
+        del declared["limits"]
     canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()
 
@@ -215,9 +240,8 @@ def _problems(source: _Source, error: ValidationError) -> Iterator[tuple[int, st
             yield source.line(location), "TM-1003", f"{name} is missing"
         else:
             reason = one["msg"].removeprefix("Value error, ")
-            shown = (
-                "" if isinstance(one["input"], dict | list) or reason.startswith(repr(one["input"])) else one["input"]
-            )
+            is_hidden = location[:1] in _MAY_HOLD_SECRETS or isinstance(one["input"], dict | list)
+            shown = "" if is_hidden or reason.startswith(repr(one["input"])) else one["input"]
             yield source.line(location), "TM-1003", f"{name}: {reason}{f' (found {shown!r})' if shown != '' else ''}"
 
 
@@ -247,6 +271,23 @@ def _build_sink(source: _Source, index: int, sink: SinkModel) -> SinkSettings:
     return SinkSettings(kind=sink.kind, url=url, headers=headers, min_severity=sink.min_severity)
 
 
+def _build_registry(source: _Source, registry: SchemaRegistryModel) -> SchemaRegistrySettings:
+    given = registry.model_dump(exclude_unset=True)
+    for name in given.keys() & {"url", "basic_auth"}:
+        given[name] = _expand(source, ("schema_registry", name), given[name])
+    if not re.match(r"https?://[^/@]+(/[^@]*)?$", given["url"]):
+        source.fail(
+            "TM-1003",
+            ("schema_registry", "url"),
+            "schema_registry.url must begin with http:// or https:// and hold no password; that goes to basic_auth",
+        )
+    if ":" not in given.get("basic_auth", ":"):
+        source.fail("TM-1003", ("schema_registry", "basic_auth"), "schema_registry.basic_auth must be user:password")
+    if "ca_file" in given:
+        given["ca_file"] = source.path.parent / given["ca_file"]
+    return SchemaRegistrySettings(**given)
+
+
 def _default_data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "tidemill"
 
@@ -265,6 +306,7 @@ def _build_app(source: _Source, file: FileModel) -> AppSpec:
         booster=BoosterSpec(**_given(file.booster)),
         blend=BlendSpec(**_given(file.blend)),
         costs=CostSpec(**_given(file.costs)),
+        limits=LimitsSpec(**_given(file.limits)),
         comparators=tuple(ComparatorSpec(name=name, **_given(one)) for name, one in file.comparators.items()),
         monitor=MonitorSpec(**_given(file.monitor)),
         retrain=None if file.retrain is None else _build_retrain(file.retrain),
@@ -314,17 +356,19 @@ def _build_trigger(trigger: TriggerModel) -> TriggerSpec:
 
 
 def _build_topic(source: _Source, name: str, topic: TopicModel) -> TopicSpec:
-    path = source.path.parent / topic.schema_path
+    folder = source.path.parent
+    place: Location = ("topics", name, "schema")
+    writers: list[dict[str, Any]] = []
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        fastavro.parse_schema(schema)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, fastavro.schema.SchemaParseException) as error:
-        source.fail("TM-1004", ("topics", name, "schema"), f"{topic.schema_path} is no Avro schema: {error}")
-    if not isinstance(schema, dict) or schema.get("type") != "record":
-        source.fail("TM-1004", ("topics", name, "schema"), f"{topic.schema_path}: the schema must be a record")
+        schema = read_schema(folder, topic.schema_path)
+        for index, pattern in enumerate(topic.writers):
+            place = ("topics", name, "writers", index)
+            writers += read_schemas(folder, pattern)
+    except ValueError as error:
+        source.fail("TM-1004", place, str(error))
     rules = tuple(RuleSpec(**rule.model_dump(exclude_unset=True)) for rule in topic.rules)
-    rest = topic.model_dump(exclude_unset=True, exclude={"schema_path", "rules"})
-    return TopicSpec(name=name, schema=schema, rules=rules, **rest)
+    rest = topic.model_dump(exclude_unset=True, exclude={"schema_path", "rules", "writers"})
+    return TopicSpec(name=name, schema=schema, rules=rules, writers=tuple(writers), **rest)
 
 
 def _build_label(label: LabelModel) -> LabelSpec:

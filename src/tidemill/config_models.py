@@ -123,6 +123,7 @@ class TopicModel(Closed):
     time_field: Annotated[str | None, Field(alias="time")] = None
     partitions: Annotated[int, Field(ge=1, le=10_000)] = 4
     rules: tuple[RuleModel, ...] = ()
+    writers: tuple[str, ...] = ()
 
 
 class ConditionModel(Closed):
@@ -305,12 +306,28 @@ class SinkModel(Closed):
     min_severity: Severity = "info"
 
 
+class SchemaRegistryModel(Closed):
+    url: str
+    basic_auth: str | None = None
+    ca_file: str | None = None
+    timeout_s: Annotated[Seconds, Field(alias="timeout")] = 0
+    refresh_s: Annotated[Seconds, Field(alias="refresh")] = 0
+    if_unreachable: Literal["wait", "dead_letter"] = "wait"
+
+
+class LimitsModel(Closed):
+    value_bytes: Annotated[int, Field(ge=1, le=16_000_000)] = 1
+    text_bytes: Annotated[int, Field(ge=16, le=65_536)] = 16
+    items: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+
+
 class WorkerModel(Closed):
     is_bounded: Annotated[bool, Field(alias="bounded")] = False
     max_idle_s: Annotated[Seconds, Field(alias="max_idle")] = 0
     idle_after_s: Annotated[Seconds, Field(alias="idle_after")] = 0
     stall_after_s: Annotated[Seconds, Field(alias="stall_after")] = 0
     start_timeout_s: Annotated[Seconds, Field(alias="start_timeout")] = 0
+    when_behind: Literal["stop", "degraded"] = "stop"
     metrics_port: Annotated[int, Field(ge=0, le=65_535)] = 0
 
 
@@ -333,11 +350,13 @@ class FileModel(Closed):
     batch_span_ms: Annotated[Duration | None, Field(alias="batch_span", ge=1)] = None
     default_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
     learn_flagged: bool = False
+    limits: LimitsModel | None = None
     kafka: dict[str, Annotated[str, BeforeValidator(lambda value: as_text(value))]] = {}
     redis_url: str | None = None
     object_store: str | None = None
     trusted_keys: tuple[str, ...] = ()
     sinks: tuple[SinkModel, ...] = ()
+    schema_registry: SchemaRegistryModel | None = None
     worker: WorkerModel | None = None
 
 
@@ -353,12 +372,14 @@ MODELS: Mapping[tuple[Hashable, int], type[Closed]] = {  # (first key, depth) of
     ("booster", 1): BoosterModel,
     ("blend", 1): BlendModel,
     ("costs", 1): CostsModel,
+    ("limits", 1): LimitsModel,
     ("comparators", 2): ComparatorModel,
     ("monitor", 1): MonitorModel,
     ("retrain", 1): RetrainModel,
     ("retrain", 2): RolloutModel,
     ("retrain", 3): TriggerModel,
     ("sinks", 2): SinkModel,
+    ("schema_registry", 1): SchemaRegistryModel,
     ("worker", 1): WorkerModel,
 }
 

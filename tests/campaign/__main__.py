@@ -19,7 +19,8 @@ from tidemill.io.embedded import start_servers
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/campaign", description="Kill workers, then judge what they left.")
     parser.add_argument("--until", type=date.fromisoformat, help="flights before this day (UTC); the whole year")
-    parser.add_argument("--workers", type=int, default=1, choices=(1, 2), help="worker processes (1)")
+    parser.add_argument("--workers", type=int, default=1, choices=(1, 2, 3), help="worker processes (1)")
+    parser.add_argument("--loop", action="store_true", help="monitor and trainer run too, and are killed too")
     parser.add_argument("--kills", type=int, default=20, help="how often to kill -9 (20)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims (1)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep servers' data and logs there; must be new")
@@ -39,6 +40,7 @@ def main() -> int:
                 workers=given.workers,
                 kills=given.kills,
                 undisturbed=calm,
+                has_loop=given.loop,
                 **options,
             )
     print_table(calm, killed)
@@ -52,10 +54,11 @@ def say(message: str) -> None:
 
 
 def print_table(calm: Result, killed: Result) -> None:
-    print(f"{'kill':>4} {'worker':>6} {'at record':>10} {'how':<10} {'recovered':>9}")
+    print(f"{'kill':>4} {'who':<8} {'at record':>10} {'how':<10} {'recovered':>9}")
     for kill in killed.kills:
         mark = "" if kill.is_in_time else "  too late"
-        print(f"{kill.number:>4} {kill.slot:>6} {kill.at_record:>10,} {kill.how:<10} {kill.recovered_s:>7.2f} s{mark}")
+        back = "at the end" if kill.recovered_s is None else f"{kill.recovered_s:>7.2f} s"
+        print(f"{kill.number:>4} {kill.who:<8} {kill.at_record:>10,} {kill.how:<10} {back}{mark}")
     print()
     for result in (calm, killed):
         print(f"{result.name}: {result.records:,} records, {result.workers} workers, seconds {result.seconds}")

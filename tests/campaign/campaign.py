@@ -9,14 +9,15 @@ from __future__ import annotations
 import functools
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tests.campaign.judging import examples_end, fresh_models, read_examples, read_predictions, replay, verify_stream
-from tests.campaign.processes import WorkerProcess, ended_at_exit
+from tests.campaign.loop import LoopEnd, judge_loop
+from tests.campaign.processes import RoleProcess, WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, applied, committed, owned_by
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Partition
@@ -29,21 +30,24 @@ KILLS_FROM, KILLS_TO = 0.02, 0.85  # share of the records; later there may be no
 LOOK_S = 0.004
 JITTER_S = 0.08  # about a cycle: the kill falls anywhere in it
 STALL_S = 90.0
+LOOP_S = 600.0  # after the last record: a monitor and a trainer that were killed late fold a year and train
 
 
 @dataclass(slots=True)
 class Kill:
-    """One kill -9. `how`: restarted in its slot, or taken over by the other worker first."""
+    """One kill -9. `how`: restarted in its slot, or taken over by another worker first; monitor and trainer fold the
+    log again and are only waited for at the end, while they may be killed once more."""
 
     number: int
-    slot: int
+    who: str
     at_record: int
     how: str
-    recovered_s: float
+    recovered_s: float | None  # None: not waited for
 
     @property
     def is_in_time(self) -> bool:
-        return self.recovered_s <= (RESTART_BUDGET_S if self.how == "restart" else TAKEOVER_BUDGET_S)
+        budget = RESTART_BUDGET_S if self.how == "restart" else TAKEOVER_BUDGET_S
+        return self.recovered_s is None or self.recovered_s <= budget
 
 
 @dataclass(slots=True)
@@ -84,31 +88,45 @@ def run(
     seed: int = 1,
     snapshot_every: int = 20_000,
     undisturbed: Result | None = None,
+    has_loop: bool = False,
     report: Callable[[str], None] = lambda message: None,
 ) -> Result:
     """A whole campaign.
 
     Args:
+        has_loop: monitor and trainer run as well and are killed as well; the workers do not wait for them, so what
+            models learned depends on the moment, and only a fresh fold of this run's log can judge it.
         folder: does not exist yet; the app's YAML, slots, snapshots and logs go there.
         undisturbed: a run of the same flights with one worker and no kill, to compare digests with.
     """
     started = time.monotonic()
-    stream = Stream(servers, name, folder, until=until, snapshot_every=snapshot_every)
+    stream = Stream(servers, name, folder, until=until, snapshot_every=snapshot_every, has_loop=has_loop)
     result = Result(name, workers, stream.total)
     _lap(result, "produce", started)
     started = time.monotonic()
     with ended_at_exit() as processes:
-        processes += [WorkerProcess(stream, slot) for slot in range(workers)]
-        _kill_some(stream, processes, _plan(stream.total, kills, seed), seed, result, report)
+        team = [WorkerProcess(stream, slot) for slot in range(workers)]
+        processes += team
+        loop = [RoleProcess(stream, "monitor"), RoleProcess(stream, "trainer")] if has_loop else []
+        processes += loop
+        _kill_some(stream, team, loop, _plan(stream.total, kills, seed), seed, result, report)
         _wait(stream, processes, stream.is_drained, "the end")
         # One that was restarted last may still be starting, and would die of TERM rather than stop.
-        _wait(stream, processes, lambda: len(_owners(stream, processes)) == workers, "all workers in the group")
+        _wait(stream, processes, lambda: len(_owners(stream, team)) == workers, "all workers in the group")
         stream.wait_until_settled()
-        result.exit_codes = [worker.stop() for worker in processes]
-        result.stopped = [found for worker in processes if (found := worker.said_at_stop())]
-    _lap(result, "run", started)
+        _lap(result, "run", started)
+        if has_loop:
+            started = time.monotonic()
+            _wait_for_loop(stream, processes)
+            _lap(result, "loop", started)
+        result.exit_codes = [process.stop() for process in processes]
+        result.stopped = [found for worker in team if (found := worker.said_at_stop())]
     started = time.monotonic()
     _judge(stream, result, undisturbed)
+    if has_loop:
+        result.verdicts |= judge_loop(stream)
+        said = [line for process in loop for line in process.log().splitlines() if "judged otherwise" in line]
+        result.verdicts["ticks judged again"] = said[0] if said else ""
     _lap(result, "judge", started)
     return result
 
@@ -122,6 +140,7 @@ def _plan(total: int, kills: int, seed: int) -> list[int]:
 def _kill_some(
     stream: Stream,
     processes: list[WorkerProcess],
+    loop: list[RoleProcess],
     places: list[int],
     seed: int,
     result: Result,
@@ -129,10 +148,16 @@ def _kill_some(
 ) -> None:
     chance = random.Random(seed + 1)
     for number, place in enumerate(places, 1):
-        _wait(stream, processes, lambda place=place: committed(stream.marks()) >= place, f"record {place}")
+        _wait(stream, [*processes, *loop], lambda place=place: committed(stream.marks()) >= place, f"record {place}")
         _wait(stream, processes, lambda: bool(_owners(stream, processes)), "an owner")
-        victim = chance.choice(_owners(stream, processes))
+        victim = chance.choice([*_owners(stream, processes), *loop])
         time.sleep(chance.uniform(0, JITTER_S))
+        if not isinstance(victim, WorkerProcess):
+            victim.kill()
+            victim.restart()
+            result.kills.append(Kill(number, victim.name, committed(stream.marks()), "restart", None))
+            report(f"kill {number} of the {victim.name} at record {result.kills[-1].at_record}")
+            continue
         victim.kill()
         killed = time.monotonic()
         marks = stream.marks()
@@ -149,9 +174,9 @@ def _kill_some(
         if is_takeover:
             victim.restart()
         how = "take-over" if is_takeover else "restart"
-        kill = Kill(number, victim.slot, committed(marks), how, round(recovered, 2))
+        kill = Kill(number, victim.name, committed(marks), how, round(recovered, 2))
         result.kills.append(kill)
-        report(f"kill {number} of worker {kill.slot} at record {kill.at_record}: {how} in {kill.recovered_s} s")
+        report(f"kill {number} of {kill.who} at record {kill.at_record}: {how} in {kill.recovered_s} s")
 
 
 def _owners(stream: Stream, processes: list[WorkerProcess]) -> list[WorkerProcess]:
@@ -164,7 +189,19 @@ def _has_moved(stream: Stream, partitions: frozenset[Partition], behind: int) ->
     return committed(stream.marks(), partitions) > behind or stream.is_drained()
 
 
-def _wait(stream: Stream, alive: list[WorkerProcess], is_so: Callable[[], bool], what: str) -> None:
+def _wait_for_loop(stream: Stream, processes: Sequence[RoleProcess]) -> None:
+    """Until the trainer has answered the last tick of the stream."""
+    end = LoopEnd(stream)
+    deadline = time.monotonic() + LOOP_S
+    while not end.is_reached():
+        for process in processes:
+            process.check_alive()
+        assert time.monotonic() < deadline, f"the loop is not done after {LOOP_S:.0f} s"
+        time.sleep(0.1)
+    end.close()
+
+
+def _wait(stream: Stream, alive: Sequence[RoleProcess], is_so: Callable[[], bool], what: str) -> None:
     """Until `is_so`, as long as there is progress and these workers live."""
     moved_at, last = time.monotonic(), -1
     while not is_so():
@@ -190,7 +227,7 @@ def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
     )
     result.feature_digest = stream.store.feature_digest()
     predictions = read_predictions(stream)
-    snapshots = _snapshot_digests(stream)
+    snapshots = snapshot_digests(stream)
     # A worker that stops soon after its last batch has not folded its examples: only the whole log can be compared
     # with another run's.
     end = examples_end(stream)
@@ -216,7 +253,7 @@ def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
             verdicts["D2 undisturbed"] = "" if ours == theirs else f"{ours}, undisturbed {theirs}"
 
 
-def _snapshot_digests(stream: Stream) -> dict[int, str]:
+def snapshot_digests(stream: Stream) -> dict[int, str]:
     """Digest by N of the snapshots that the workers left; each was checked against its bytes when it was read."""
     app = stream.settings.app
     store = SnapshotStore(stream.folder / "snapshots")

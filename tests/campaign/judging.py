@@ -171,13 +171,16 @@ def _compare(models: Serving, predictions: Predictions, n: int, found: Replay) -
     found.scores_compared += end - start
 
 
-def verify_stream(stream: Stream, *, settings: Mapping[str, str] | None = None, sample: int = 1_000) -> Report:
-    """The independent verifier on the stream's topics."""
+def verify_stream(
+    stream: Stream, *, settings: Mapping[str, str] | None = None, sample: int = 1_000, order: str = "auto"
+) -> Report:
+    """The independent verifier on the stream's topics; `order` as it takes it."""
     return verify(
         stream.servers.bootstrap_servers,
         stream.name,
         stream.config,
         until=stream.until,
         sample=sample,
+        order=order,
         kafka=settings,
     )

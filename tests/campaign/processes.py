@@ -1,6 +1,6 @@
-"""Worker processes of a campaign: started, killed, stopped; none outlives the campaign.
+"""Processes of a campaign: workers, monitor, trainer: started, killed, stopped; none outlives the campaign.
 
-In: where the app runs, and a slot. Out: a process and its log. Invariant: a worker ends when this process does.
+In: where the app runs, and a role. Out: a process and its log. Invariant: a process ends when this one does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from tidemill.io.embedded import Servers
 
@@ -34,25 +34,25 @@ class Site(Protocol):
     def folder(self) -> Path: ...
 
 
-class WorkerProcess:
-    """One worker in its slot; `restart` it after it was killed."""
+class RoleProcess:
+    """One process of the app; `restart` it after it was killed."""
 
     def __init__(
         self,
         site: Site,
-        slot: int,
-        *,
-        is_bounded: bool = True,
+        role: str,
+        *options: str,
+        name: str = "",
         data_folder: Path | None = None,
         program: Sequence[str] = ("-m", "tidemill"),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """`program`: what Python runs, the command `worker` follows; `environment`: for the first start only."""
-        self.slot = slot
+        """`role`: the command. `program`: what Python runs, the command follows; `environment`: for the first start."""
+        self.name = name or role
         self._site = site
-        self._options = ("--bounded",) if is_bounded else ()
+        self._role, self._options = role, options
         self._data_folder = data_folder or site.folder
-        self._log = site.folder / f"worker-{slot}{'-other' if data_folder else ''}.log"
+        self._log = site.folder / f"{self.name.replace(' ', '-')}{'-other' if data_folder else ''}.log"
         self.process = self._open(program, environment or {})
 
     def restart(self, program: Sequence[str] = ("-m", "tidemill")) -> None:
@@ -78,21 +78,15 @@ class WorkerProcess:
 
     def check_alive(self) -> None:
         code = self.process.poll()
-        assert code is None, f"worker {self.slot} ended by itself with {code}:\n{self.log()[-3000:]}"
+        assert code is None, f"{self.name} ended by itself with {code}:\n{self.log()[-3000:]}"
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def said_at_stop(self) -> tuple[int, str] | None:
-        """N and the learner's digest, as the last clean stop reported them."""
-        found = _STOPPED.findall(self.log())
-        return (int(found[-1][0]), found[-1][1]) if found else None
-
     def _open(self, program: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
         servers = self._site.servers
-        arguments = ["worker", str(self._site.config), *self._options, "--slot", str(self.slot), "--with-parent"]
-        arguments += ["--bootstrap-servers", servers.bootstrap_servers, "--redis-url", servers.redis_url]
-        arguments += ["--data", str(self._data_folder)]
+        arguments = [self._role, str(self._site.config), *self._options, "--with-parent"]
+        arguments += ["--bootstrap-servers", servers.bootstrap_servers, "--data", str(self._data_folder)]
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, *program, *arguments],
@@ -109,12 +103,43 @@ class WorkerProcess:
             self.process.stdin.close()
 
 
+class WorkerProcess(RoleProcess):
+    """One worker in its slot."""
+
+    def __init__(
+        self,
+        site: Site,
+        slot: int,
+        *,
+        is_bounded: bool = True,
+        data_folder: Path | None = None,
+        program: Sequence[str] = ("-m", "tidemill"),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.slot = slot
+        options = ["--slot", str(slot), "--redis-url", site.servers.redis_url, *(["--bounded"] if is_bounded else [])]
+        super().__init__(
+            site,
+            "worker",
+            *options,
+            name=f"worker {slot}",
+            data_folder=data_folder,
+            program=program,
+            environment=environment,
+        )
+
+    def said_at_stop(self) -> tuple[int, str] | None:
+        """N and the learner's digest, as the last clean stop reported them."""
+        found = _STOPPED.findall(self.log())
+        return (int(found[-1][0]), found[-1][1]) if found else None
+
+
 @contextmanager
-def ended_at_exit() -> Iterator[list[WorkerProcess]]:
-    """A list for workers; whatever is in it is gone afterwards."""
-    workers: list[WorkerProcess] = []
+def ended_at_exit() -> Iterator[list[Any]]:
+    """A list for processes; whatever is in it is gone afterwards."""
+    processes: list[RoleProcess] = []
     try:
-        yield workers
+        yield processes
     finally:
-        for worker in workers:
-            worker.close()
+        for process in processes:
+            process.close()

@@ -40,10 +40,11 @@ class Stream:
         until: date | None,
         snapshot_every: int = 20_000,
         batch_records: int | None = None,
+        has_loop: bool = False,
     ) -> None:
         """Writes the app's YAML into `folder`, which is new; creates the topics and fills them.
 
-        `batch_records` None: as the flights' YAML says.
+        `batch_records` None: as the flights' YAML says. `has_loop`: monitor and trainer will run beside the workers.
         """
         folder.mkdir(parents=True)
         self.name, self.folder, self.until, self.servers = name, folder, until, servers
@@ -53,7 +54,8 @@ class Stream:
             text = text.replace(f"{before}flights.", f"{before}{name}.")
         declared = yaml.safe_load(text.replace("../schemas/", f"{ROOT}/schemas/"))
         declared["name"] = name
-        del declared["retrain"]  # nobody answers ticks here, and batches are to be of the size that a test asks for
+        if not has_loop:
+            del declared["retrain"]  # nobody answers ticks, and batches are to be of the size that a test asks for
         declared["learner"]["snapshot_every"] = snapshot_every
         if batch_records is not None:
             declared["batch_records"] = batch_records
@@ -74,7 +76,12 @@ class Stream:
         bounds = kafka.log_bounds(self.clients, self.partitions)
         self.ends = {partition: end for partition, (_, end) in bounds.items()}
         self.total = sum(self.ends.values())
-        self.store = RedisStore(servers.redis_url, name, owner_slot="campaign", config_digest=config_digest(app))
+        self.store = self.another_store()
+
+    def another_store(self) -> RedisStore:
+        """A connection of its own, for another thread."""
+        app = self.settings.app
+        return RedisStore(self.servers.redis_url, self.name, owner_slot="campaign", config_digest=config_digest(app))
 
     def marks(self) -> Mapping[Partition, Mark]:
         """What the store knows of each partition; `committed` is set after Kafka has committed, never before."""

@@ -19,6 +19,8 @@ from pathlib import Path
 STOP_DEADLINE_S = 25.0  # a worker ends itself after 20 s
 PARENT_GONE_GRACE_S = 3.0  # the parent's servers have gone with it, so a clean stop cannot succeed
 LAST_LINES = 12
+# The command line of a process is open to every user of its machine, its environment is not.
+_SECRET_OPTIONS = {"--redis-url": "TIDEMILL_REDIS_URL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,8 @@ class ChildFailed(Exception):
 
 
 def start_child(name: str, arguments: Sequence[str], folder: Path) -> Child:
-    """Start `tidemill <arguments>` with its output below `folder`."""
+    """Start `tidemill <arguments>` with its output below `folder`; what may hold a password goes by the environment."""
+    arguments, secrets = _without_secrets(arguments)
     log, result = folder / f"{name}.log", folder / f"{name}.out"
     with log.open("wb") as errors, result.open("wb") as output:
         process = subprocess.Popen(
@@ -53,9 +56,21 @@ def start_child(name: str, arguments: Sequence[str], folder: Path) -> Child:
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=errors,
+            env=os.environ | secrets,
             start_new_session=True,  # Ctrl-C in the terminal reaches the parent only, which then stops the children
         )
     return Child(name, process, log, result)
+
+
+def _without_secrets(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """(the arguments without options that may hold a password, their values as variables of the environment)."""
+    kept, secrets = list(arguments), {}
+    for option, variable in _SECRET_OPTIONS.items():
+        if option in kept:
+            at = kept.index(option)
+            secrets[variable] = kept[at + 1]
+            del kept[at : at + 2]
+    return kept, secrets
 
 
 def stop_children(children: Sequence[Child]) -> dict[str, int]:

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tidemill.apps.publishing import Publishing, is_published, offset_metadata
+from tidemill.apps.failpoints import failpoint
+from tidemill.apps.publishing import Publishing, is_published, knows_of, offset_metadata
 from tidemill.apps.roll_forward import RollForward
 from tidemill.core.records import Partition
 from tidemill.core.recovery import Continue, Rebuild, SendSlices, StartNew, Stop, decide
@@ -35,7 +36,14 @@ class Claims:
         publishing: Publishing,
         roll_forward: RollForward,
         report: Callable[[str], None],
+        suspect: Callable[[Sequence[Partition]], None] = lambda partitions: None,
+        restore: Callable[[Mapping[Partition, tuple[int | None, str]]], bool] = lambda committed: False,
     ) -> None:
+        """`suspect` hears which partitions an owner before has tried from the same position, and not moved. `restore`
+        fills a lost store from a snapshot that fits the group's offsets, and says whether there was one."""
+        self._restore = restore
+        self.committed_of_app: Mapping[Partition, int | None] = {}  # at the last claim, of all partitions of the app
+        self._suspect = suspect
         self._client_settings = client_settings
         self._group = group
         self._partitions_of_app = partitions_of_app
@@ -54,12 +62,15 @@ class Claims:
         # The new producer ends whatever transaction its predecessor left open, before the offsets are read.
         self._publishing.renew()
         of_app = kafka.committed_offsets(self._client_settings, self._group, self._partitions_of_app())
+        self.committed_of_app = {partition: at for partition, (at, _) in of_app.items()}
         view = self._store.claim(sorted(partitions), may_create=all(at is None for at, _ in of_app.values()))
         if view.incarnation is None:
-            self._report("the store is empty though the group has committed offsets: rebuilding it from the log")
-            earlier = {metadata.partition("/")[0] for _, metadata in of_app.values()} - {""}
-            self._store.open_rebuild(secrets.token_hex(8), *sorted(earlier))
+            if not self._restore(of_app):
+                self._report("the store is empty though the group has committed offsets: rebuilding it from the log")
+                earlier = {metadata.partition("/")[0] for _, metadata in of_app.values()} - {""}
+                self._store.open_rebuild(secrets.token_hex(8), *sorted(earlier))
             view = self._store.claim(sorted(partitions), may_create=False)
+        self._suspect([partition for partition, found in view.partitions.items() if found.attempts > 1])
         committed = kafka.committed_offsets(self._client_settings, self._group, sorted(partitions))
         bounds = kafka.log_bounds(self._client_settings, sorted(partitions))
         starts: dict[Partition, int] = {}
@@ -83,6 +94,8 @@ class Claims:
                     self._store.set_start(partition, starts[partition])
                 case Continue(offset=at):
                     starts[partition] = at
+                    if not knows_of(metadata, found.sequel):  # the store went back, by a commit that settled rows only
+                        to_replay[partition] = (at, at)
                 case SendSlices(spans=spans):
                     to_send = [each for each in unsure if each[:2] in spans]
                     starts[partition] = self._send(view, partition, to_send, group_metadata)
@@ -111,4 +124,5 @@ class Claims:
         end = slices[-1][1]
         offsets = {partition: (end, offset_metadata(view.incarnation, *slices[-1]))}
         self._publishing.publish_at({partition: outputs}, offsets, group_metadata)
+        failpoint("F9")
         return end

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from tidemill.apps.cli_alerts import alerts_app
+from tidemill.apps.cli_audit import EPILOG as AUDIT_EPILOG
+from tidemill.apps.cli_audit import audit
 from tidemill.apps.cli_backtest import EPILOG as BACKTEST_EPILOG
 from tidemill.apps.cli_backtest import backtest
 from tidemill.apps.cli_config import config_app
+from tidemill.apps.cli_dead_letters import dead_letters_app
+from tidemill.apps.cli_doctor import add_doctor_command
 from tidemill.apps.cli_features import features_app
 from tidemill.apps.cli_learner import learner_app
 from tidemill.apps.cli_models import models_app
@@ -46,6 +50,8 @@ from tidemill.apps.cli_options import (
 )
 from tidemill.apps.cli_produce import EPILOG as PRODUCE_EPILOG
 from tidemill.apps.cli_produce import produce
+from tidemill.apps.cli_schema import schema_app
+from tidemill.apps.cli_store import add_store_commands
 from tidemill.apps.cli_story import add_story_commands
 from tidemill.apps.cli_trainer import add_trainer_commands
 from tidemill.apps.cli_web import add_web_command
@@ -71,17 +77,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-dead_letters_app = typer.Typer(
-    help="Records that could not be processed, with their original bytes.", no_args_is_help=True
-)
 app.add_typer(dead_letters_app, name="dlq")
 app.add_typer(config_app, name="config")
 app.add_typer(features_app, name="features")
+app.add_typer(schema_app, name="schema")
 app.add_typer(learner_app, name="learner")
 app.add_typer(alerts_app, name="alerts")
 add_monitor_commands(app)
 add_trainer_commands(app)
 add_web_command(app)
+add_doctor_command(app)
+add_store_commands(app)
 add_story_commands(models_app)
 app.add_typer(models_app, name="models")
 
@@ -202,6 +208,7 @@ def worker(
 
 app.command(epilog=PRODUCE_EPILOG)(produce)
 app.command(epilog=BACKTEST_EPILOG)(backtest)
+app.command(epilog=AUDIT_EPILOG)(audit)
 
 
 @app.command(epilog="Example: [bold]tidemill status app.yaml -o json | jq .balances[/bold]. Exit 1: a balance is open.")
@@ -229,27 +236,6 @@ def status(
     else:
         print_json(as_json(found), form)
     return 0 if all(balance.is_closed for balance in found.balances) else 1
-
-
-@dead_letters_app.command("ls", epilog="Example: [bold]tidemill dlq ls app.yaml -o jsonl[/bold]")
-def list_letters(
-    config: Config,
-    output: OutputForm = "table",
-    bootstrap_servers: Servers = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
-) -> int:
-    """Count the dead letters by topic and code, with one example of each."""
-    form = form_of(output)
-    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers)
-    import dataclasses
-
-    from tidemill.apps.dead_letter_listing import list_dead_letters
-    from tidemill.apps.results import print_rows
-
-    rows = [dataclasses.asdict(group) for group in list_dead_letters(settings)]
-    print_rows("dead letters", rows, ("topic", "code", "count", "first", "last", "example"), form)
-    return 0
 
 
 @app.command(

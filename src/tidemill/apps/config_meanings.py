@@ -24,6 +24,7 @@ FILE: Mapping[str, str] = {
     "batch_records": "Records that one batch holds at most.",
     "batch_span": "Event time that one batch covers at most; without it, as much as there is.",
     "default_probability": "Served, flagged `degraded`, while nothing has been learned.",
+    "limits": "What one input record may hold; see [security](security.md).",
     "learn_flagged": "Learn also from examples whose event or label broke a rule that flags.",
     "kafka": "Settings of librdkafka, given verbatim to every client, `bootstrap.servers` among them. `${NAME}` is read"
     " from the environment.",
@@ -31,6 +32,7 @@ FILE: Mapping[str, str] = {
     "object_store": "Snapshots and models: a folder, or `s3://`, `gs://`, `az://`. Without it: in the data folder.",
     "trusted_keys": "Public keys (`ed25519:...`) of those who may sign models, beside the one in the data folder.",
     "sinks": "Where alerts are sent, beside the alarm topic.",
+    "schema_registry": "Where schemas are looked up that are not declared; see [schemas](schemas.md).",
     "worker": "How a worker process runs.",
 }
 TOPIC: Mapping[str, str] = {
@@ -40,6 +42,8 @@ TOPIC: Mapping[str, str] = {
     "time": "The field that holds the event time; without it, the Kafka timestamp is the event time.",
     "partitions": "Of the topic, where `tidemill produce` or the demo creates it.",
     "rules": "What a sound record satisfies; see [entry rules](entry-rules.md).",
+    "writers": "Other schemas that records may be written with: paths or patterns such as `old/*.avsc`, relative to the"
+    " YAML file; see [schemas](schemas.md).",
 }
 RULE: Mapping[str, str] = {
     "field": "The field that is looked at.",
@@ -178,12 +182,28 @@ SINK: Mapping[str, str] = {
     "headers": "Of every request. `${NAME}` is read from the environment.",
     "min_severity": "Alerts below it are not sent.",
 }
+LIMITS: Mapping[str, str] = {
+    "value_bytes": "Of a value; a larger one is a dead letter, unread.",
+    "text_bytes": "Of an id, an entity, a category; they become keys of the store and stand in each output.",
+    "items": "Of all arrays and maps of a record together.",
+}
+SCHEMA_REGISTRY: Mapping[str, str] = {
+    "url": "Confluent's protocol: `http://` or `https://`. `${NAME}` is read from the environment.",
+    "basic_auth": "`user:password`. `${NAME}` is read from the environment.",
+    "ca_file": "Certificates (PEM) for `https://`, a path relative to the YAML file; without it those of the system.",
+    "timeout": "Of connecting, and of each read.",
+    "refresh": "How often the subjects `<topic>-value` are read ahead of their first record.",
+    "if_unreachable": "What becomes of a record whose schema is not known while the registry is away: wait for it, or"
+    " make a dead letter of it.",
+}
 WORKER: Mapping[str, str] = {
     "bounded": "The inputs end: wait for every partition, and end when all is processed.",
     "max_idle": "Live: how long a partition that lags may hold back the others.",
     "idle_after": "Live: a partition without records for so long takes the watermark of the group.",
     "stall_after": "No progress for so long although there is lag: the worker ends with 4.",
     "start_timeout": "Servers may come up so much later than the worker.",
+    "when_behind": "While partitions of other workers are rebuilt: stop scoring, or go on, flagged `degraded`; see"
+    " [restore](restore.md).",
     "metrics_port": "Serves /healthz and /metrics on 127.0.0.1; 0: not.",
 }
 ENVIRONMENT: Mapping[str, str] = {

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from tidemill import config_models as models
 from tidemill.apps import config_meanings as meanings
-from tidemill.config import Settings, SinkSettings, WorkerSettings
+from tidemill.config import SchemaRegistrySettings, Settings, SinkSettings, WorkerSettings
 from tidemill.core import loop_spec, spec
 
 TITLE = "# Configuration: every key of an app's YAML"
@@ -54,6 +54,7 @@ SECTIONS = (
     Section("`booster`", models.BoosterModel, spec.BoosterSpec, meanings.BOOSTER),
     Section("`blend`", models.BlendModel, spec.BlendSpec, meanings.BLEND),
     Section("`costs`", models.CostsModel, spec.CostSpec, meanings.COSTS),
+    Section("`limits`", models.LimitsModel, spec.LimitsSpec, meanings.LIMITS),
     Section("`comparators.<name>`", models.ComparatorModel, spec.ComparatorSpec, meanings.COMPARATOR),
     Section("`monitor`", models.MonitorModel, loop_spec.MonitorSpec, meanings.MONITOR),
     Section("`retrain`", models.RetrainModel, loop_spec.RetrainSpec, meanings.RETRAIN),
@@ -61,6 +62,9 @@ SECTIONS = (
     Section("`retrain.window`", models.TrainingWindowModel, object, meanings.WINDOW),
     Section("`retrain.rollout`", models.RolloutModel, loop_spec.RolloutSpec, meanings.ROLLOUT),
     Section("`sinks[]`", models.SinkModel, SinkSettings, meanings.SINK),
+    Section(
+        "`schema_registry` (wall clock)", models.SchemaRegistryModel, SchemaRegistrySettings, meanings.SCHEMA_REGISTRY
+    ),
     Section("`worker` (wall clock)", models.WorkerModel, WorkerSettings, meanings.WORKER),
 )
 ONE_OF = {models.TriggerModel, models.TrainingWindowModel}  # mappings with exactly one of their keys

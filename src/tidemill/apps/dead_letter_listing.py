@@ -6,27 +6,15 @@ exactly one row; a record without Tidemill's headers is counted under the code "
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
+from tidemill.apps.dead_letters import KafkaMessage, letter_of
+from tidemill.apps.redriving import redriven_ids
 from tidemill.config import Settings
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
-
-UNKNOWN_CODE = "unknown"
-
-
-class Letter(Protocol):
-    """The part of a Kafka message that the listing reads."""
-
-    def topic(self) -> str: ...
-
-    def partition(self) -> int: ...
-
-    def offset(self) -> int: ...
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +27,7 @@ class DeadLetterGroup:
     first: str  # [partition]@offset in the dead letter topic
     last: str
     example: str  # the message of the first one
+    redriven: int = 0  # how many of them were sent again
 
 
 def list_dead_letters(settings: Settings) -> list[DeadLetterGroup]:
@@ -50,24 +39,19 @@ def list_dead_letters(settings: Settings) -> list[DeadLetterGroup]:
     assert settings.bootstrap_servers is not None
     clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
     letters = _letters(clients, [f"{topic.name}.dlq" for topic in settings.app.topics])
-    return group_letters(letters)
+    return group_letters(letters, redriven_ids(settings))
 
 
-def group_letters(letters: Iterable[Letter]) -> list[DeadLetterGroup]:
-    """Groups by (topic, code), in that order."""
+def group_letters(messages: Iterable[KafkaMessage], redriven: Collection[str] = frozenset()) -> list[DeadLetterGroup]:
+    """Groups by (topic, code), in that order; `redriven`: the ids of letters that were sent again."""
     groups: dict[tuple[str, str], DeadLetterGroup] = {}
-    for letter in letters:
-        headers = dict(letter.headers() or ())
-        code = _text(headers.get("tidemill.dlq.code")) or UNKNOWN_CODE
-        place = f"[{letter.partition()}]@{letter.offset()}"
-        before = groups.get((letter.topic(), code))
-        if before is None:
-            example = _text(headers.get("__streams.errors.message"))
-            groups[letter.topic(), code] = DeadLetterGroup(letter.topic(), code, 1, place, place, example)
-        else:
-            groups[letter.topic(), code] = DeadLetterGroup(
-                before.topic, code, before.count + 1, before.first, place, before.example
-            )
+    for letter in map(letter_of, messages):
+        topic, at = letter.place.partition.topic, f"[{letter.place.partition.number}]@{letter.place.offset}"
+        before = groups.get((topic, letter.code), DeadLetterGroup(topic, letter.code, 0, at, at, letter.message))
+        is_redriven = letter.origin is not None and letter.id in redriven
+        groups[topic, letter.code] = replace(
+            before, count=before.count + 1, last=at, redriven=before.redriven + is_redriven
+        )
     return [groups[key] for key in sorted(groups)]
 
 
@@ -75,7 +59,3 @@ def _letters(clients: dict[str, Any], topics: list[str]) -> Iterator[Any]:
     for topic in topics:
         for messages in read_topic(clients, topic):
             yield from messages
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode("utf-8", "replace")

@@ -10,13 +10,17 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tidemill.apps.bisecting import Bisecting, TriedScorer, died_before
 from tidemill.apps.claims import Claims
 from tidemill.apps.cycle import Cycle, CycleReport
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.models import make_models
 from tidemill.apps.publishing import Publishing
+from tidemill.apps.restoring import NewestSnapshot
 from tidemill.apps.roll_forward import RollForward
+from tidemill.apps.schema_lookup import open_schemas
 from tidemill.apps.topics import ensure_output_topics
+from tidemill.apps.wholeness import FlaggedScorer, Wholeness
 from tidemill.config import Settings, config_digest
 from tidemill.core.batches import with_idle_partitions
 from tidemill.core.feature_versions import declared_features
@@ -30,9 +34,11 @@ from tidemill.io.kafka_reader import LogReader
 from tidemill.io.offered import punctuation_of
 from tidemill.io.redis_store import RedisStore
 from tidemill.io.source import SourceBatch
+from tidemill.io.store_answers import fenced
 from tidemill.io.telemetry import Telemetry
 from tidemill.io.wire import InputDecoder
 
+STORE_CHECK_EVERY_S = 1.0  # eviction may be turned on under a running worker; the question takes .3 ms
 TRAILING_HOLES_MAX = 4  # markers of a producer's transactions behind the last record, and room for more
 READS_MAX = 5  # of a second at most, until the few last records are there
 
@@ -61,6 +67,7 @@ class Engine:
 
     def __init__(self, settings: Settings, *, slot: int, report: Callable[[str], None]) -> None:
         assert settings.redis_url is not None and settings.bootstrap_servers is not None
+        self._has_died = died_before(settings.data_folder / "slots" / f"crash-{slot}.txt")
         spec = settings.app
         self._spec = spec
         self._report = report
@@ -70,7 +77,12 @@ class Engine:
         self._clients = clients
         if created := ensure_output_topics(settings):
             report(f"created topics {', '.join(created)}")
-        self._decoder = InputDecoder(spec)
+        self._schemas = schemas = open_schemas(settings, report)
+        self._end_schemas: Callable[[], None] = lambda: None
+        if schemas is not None and settings.schema_registry is not None:
+            self.telemetry.watch_schema_registry(lambda: schemas.age_s)
+            self._end_schemas = schemas.keep_fresh(settings.schema_registry.refresh_s)
+        self._decoder = InputDecoder(spec, schemas=schemas)
         plan = FeaturePlan(spec)
         self._pipeline = Pipeline(spec, plan, WireCodec(spec, self._decoder))
         self._store = RedisStore(
@@ -79,11 +91,14 @@ class Engine:
             owner_slot=str(slot),
             config_digest=config_digest(spec),
             features=declared_features(spec),
+            failpoint=failpoint,
         )
         self._store.check_server()
+        self._store_checked_at = time.monotonic()
         self._serving, self._fold = make_models(
             settings, self._pipeline, clients, on_roles=self._say_roles, report=report
         )
+        self._bisecting = Bisecting(settings, report=report)
         self._publishing = Publishing(
             client_settings=clients,
             transactional_id=self.worker,
@@ -103,13 +118,18 @@ class Engine:
                 decoder=self._decoder,
                 store=self._store,
                 report=report,
+                restored=self._store.restored,
             ),
             report=report,
+            restore=NewestSnapshot(settings, report),
+            suspect=self._bisecting.suspect,
         )
+        self._wholeness = Wholeness(settings.worker.when_behind, report)
+        self._scorer = TriedScorer(self._serving, self._bisecting)
         self._cycle = Cycle(
             pipeline=self._pipeline,
             store=self._store,
-            scorer=self._serving,
+            scorer=FlaggedScorer(self._scorer, self._wholeness),
             publisher=self._publishing,
             fold=self._fold,
             is_current=lambda: self._generation == self.current_generation,
@@ -134,12 +154,24 @@ class Engine:
         self._positions = {}
         self._moved_at = dict.fromkeys(partitions, time.monotonic())
         self._partition_count = len(self._partitions_of_app())
-        self._positions = self._claims.take(partitions, group_metadata) if partitions else {}
+        self._bisecting.keep(partitions)
+        if self._has_died and partitions:
+            self._bisecting.suspect(partitions)
+            self._has_died = False
+        starts = self._claims.take(partitions, group_metadata) if partitions else {}
+        self._wholeness.begin(self._claims.committed_of_app if partitions else {}, self._store.marks())
+        self._wholeness.wait(self._store.marks, lambda: self._generation == self.current_generation)
+        self._positions = starts
         self.ended = self._find_ended() if self._is_bounded else frozenset()
         self._show_first_records()
         self._fold.catch_up()
         self._see(self._store.marks())
         return dict(self._positions)
+
+    @property
+    def is_waiting_for_schema(self) -> bool:
+        """A record's schema is not known and the registry is away; declared to wait for."""
+        return self._schemas is not None and self._schemas.is_waiting
 
     @property
     def positions(self) -> Mapping[Partition, int]:
@@ -152,8 +184,19 @@ class Engine:
             return  # taken away or claimed anew since: its records are read again
         self._publishing.group_metadata = source.group_metadata
         self._fold.enter(max(record.time for record in source.records))
-        batch = self._decoder.decode(source.records, source.spans)
+        batch = self._decoder.decode(source.records, source.spans, self._bisecting.faults(source.records))
+        self._scorer.batch = batch
         self._run(batch)
+        self._bisecting.passed(source.records)
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether it waits for a child that tries suspicious records; that has a deadline of its own."""
+        return self._bisecting.is_waiting
+
+    def let_go(self, partitions: frozenset[Partition]) -> None:
+        """Give these partitions back, so that their next owner knows that this one lives."""
+        self._store.release(sorted(partitions))
 
     def own_watermark(self) -> int:
         """The smallest watermark of the partitions of this worker; -1 while one of them has shown nothing."""
@@ -209,6 +252,8 @@ class Engine:
     def close(self) -> None:
         self._store.release(sorted(self._positions))
         self._publishing.close()
+        self._end_schemas()
+        self._bisecting.close()
         self._report(
             f"stopped at N = {self._serving.n} after {self._records} records, model digest {self._serving.digest()}"
         )
@@ -243,9 +288,19 @@ class Engine:
             watermarks={p: mark.watermark for p, mark in report.marks.items()},
             n=self._serving.n,
         )
+        self.telemetry.set_snapshots_failed(self._fold.snapshots_failed)
+        if now - self._store_checked_at > STORE_CHECK_EVERY_S:
+            self._store_checked_at = now
+            self._store.check_server()
         self._see(report.marks)
 
     def _see(self, marks: Mapping[Partition, Mark]) -> None:
+        """Raises FencedError: the store has forgotten what this worker committed."""
+        for partition, at in self._positions.items():
+            applied = marks[partition].applied if partition in marks else -1
+            if applied < at:  # emptied, or back at an older cut: nothing must be computed from it
+                raise fenced("position", partition, expected=str(at), found=str(applied))
+        self._wholeness.see(marks)
         others = [mark.watermark for p, mark in marks.items() if p not in self._positions and mark.is_lagging]
         limit = min(others) + self._spec.max_skew_ms if others else None
         self.progress = Progress(marks, limit, self._number, self._records, self._serving.n)

@@ -17,7 +17,8 @@ import pyarrow as pa
 from tidemill.apps.engine import worker_group
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.reset import RefusedError, refuse_living_members
-from tidemill.apps.roll_forward import read_merged
+from tidemill.apps.roll_forward import condemned_records, read_merged
+from tidemill.apps.schema_lookup import open_schemas
 from tidemill.config import Settings, config_digest
 from tidemill.core.batches import with_idle_partitions
 from tidemill.core.entities import MISSING_ENTITY
@@ -205,13 +206,13 @@ def _fill(
     report: Callable[[str], None],
 ) -> FillReport:
     spec = settings.app
-    decoder = InputDecoder(spec)
+    decoder = InputDecoder(spec, schemas=open_schemas(settings, report))
     sources = {id_: _source(row) for id_, row in fill_store.pending_rows()}
     names = frozenset(change.group for change in comparison.changes if change.action == "fill")
     replayed = replay(
         spec,
         names,
-        read_merged(clients, spec, decoder, ranges),
+        read_merged(clients, spec, decoder, ranges, condemned_records(clients, ranges)),
         decoder,
         {partition: start for partition, (start, _) in ranges.items()},
         frozenset(sources.values()),

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
+from tidemill.apps.failpoints import failpoint
 from tidemill.core.roles import Roles
+from tidemill.core.snapshot import ModelSnapshot
 from tidemill.core.spec import AppSpec
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogReader
@@ -78,6 +80,7 @@ class ExampleFold:
         app: str,
         is_bounded: bool,
         on_roles: Callable[[Roles], None],
+        report: Callable[[str], None] = lambda message: None,
         expected: FeatureShape | None = None,
         barrier_ms: int | None = None,
     ) -> None:
@@ -89,6 +92,8 @@ class ExampleFold:
         self._app = app
         self._is_bounded = is_bounded
         self._on_roles = on_roles
+        self._report = report
+        self.snapshots_failed = 0
         self._expected = expected
         self._barrier_ms = barrier_ms if is_bounded else None
         self._slice = -1  # between two barriers: that of the last batch
@@ -149,6 +154,15 @@ class ExampleFold:
         values, offsets = [m.value() for m in messages], [m.offset() for m in messages]
         examples, commands = decode_examples(values, offsets, self._expected)
         for snapshot in self._serving.fold(examples, commands, offset_next):
-            self._snapshots.put(self._app, snapshot)
+            self._keep(snapshot)
         if commands:
+            failpoint("F11")
             self._on_roles(self._serving.roles)
+
+    def _keep(self, snapshot: ModelSnapshot) -> None:
+        """Write it; a disk that is full costs the next start some time, and must not cost predictions now."""
+        try:
+            self._snapshots.put(self._app, snapshot)
+        except UnavailableError as error:
+            self.snapshots_failed += 1
+            self._report(str(error))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidemill.apps.boosters import load_for
+from tidemill.apps.failpoints import failpoint
 from tidemill.apps.folding import ExampleFold, ExampleHistory, barrier_of
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
@@ -79,7 +80,7 @@ def make_models(
 ) -> tuple[Serving, ExampleFold]:
     """Models at the newest usable snapshot, and the fold that takes them on from there."""
     app, plan = settings.app, pipeline.plan
-    snapshots = SnapshotStore(store_place(settings, "snapshots"))
+    snapshots = SnapshotStore(store_place(settings, "snapshots"), failpoint=failpoint)
     reader = LogReader(client_settings, pipeline.examples_topic, 0)
     serving = _newest_serving(
         app,
@@ -98,6 +99,7 @@ def make_models(
         app=app.name,
         is_bounded=settings.worker.is_bounded,
         on_roles=on_roles,
+        report=report,
         expected=feature_shape(plan),
         barrier_ms=barrier_of(app),
     )

@@ -7,12 +7,13 @@ metadata.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tidemill.apps.failpoints import failpoint
 from tidemill.core.records import Output, Partition, Span
 from tidemill.io.kafka_writer import TransactionalWriter
+from tidemill.io.slices import mark_of
 
 
 class Publishing:
@@ -40,7 +41,7 @@ class Publishing:
         """A new producer with the same id: it fences the old one and ends its transaction."""
         if self._writer is not None:
             self._writer.abandon()
-        self._writer = TransactionalWriter(self._client_settings, self._transactional_id)
+        self._writer = TransactionalWriter(self._client_settings, self._transactional_id, failpoint)
         self._writer.open()
 
     def publish(
@@ -79,7 +80,17 @@ def offset_metadata(incarnation: str, start: int, next_: int, slice_: bytes) -> 
     its slice; else nobody could tell after a crash whether that slice was published."""
     if start < next_:
         return incarnation
-    return f"{incarnation}/{hashlib.blake2b(slice_, digest_size=8).hexdigest()}"
+    return f"{incarnation}/{mark_of(slice_)}"
+
+
+def knows_of(metadata: str, sequel: str) -> bool:
+    """Whether a store has applied the commit that the group's offset was last sent with.
+
+    `sequel`: the mark of the last slice that moved no offset, as the store has it. A store that went back to a cut
+    before such a commit stands at the right offset all the same.
+    """
+    mark = metadata.partition("/")[2]
+    return mark in ("", sequel)
 
 
 def is_published(metadata: str, offset: int | None, start: int, next_: int, slice_: bytes) -> bool:

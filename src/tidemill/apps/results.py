@@ -187,6 +187,8 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 

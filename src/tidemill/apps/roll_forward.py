@@ -2,36 +2,48 @@
 
 In: offset ranges whose outputs are already in Kafka. Out: feature state and rows as if the store had never lost them,
 features and scores of open predictions taken from the predictions topic. Invariant: deltas are functions of the
-records alone, so the digest of the feature state is that of the first time.
+records and of what was published of them: which label joined and which row expired is read from the log, never decided
+again, so the digest of the feature state is that of the first time and both balances stay closed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 
+from tidemill.apps.dead_letters import letter_of
+from tidemill.core.batches import with_idle_partitions
 from tidemill.core.labels import EventEntry
 from tidemill.core.merge import TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.ports import Conflict, Store
-from tidemill.core.records import Batch, Commit, Partition, Span
+from tidemill.core.records import Batch, Partition, Span
+from tidemill.core.settlements import Example, Labelled, Settled, Settlements
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
-from tidemill.io.kafka_reader import LogReader, read_topic
+from tidemill.io.dead_letters import KILLING_CODES, Code
+from tidemill.io.judge import Fault
+from tidemill.io.kafka_reader import LogReader, read_topic, read_topic_from
 from tidemill.io.offered import offered
 from tidemill.io.source import records_of, spans_of
-from tidemill.io.wire import InputDecoder, decode
+from tidemill.io.wire import InputDecoder, decode, without_commands
 
 READ_RECORDS_MAX = 5_000  # per poll; bounds memory, not meaning
+DUE_ROWS_MAX = 1_000_000  # none of the rows that a commit settled may be missed
 
 
 class PublishedPredictions:
     """The predictions of some source ranges, as served. Fulfils `core.pipeline.Served`."""
 
-    def __init__(self, rows: pa.Table, sources: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, rows: pa.Table, sources: Sequence[tuple[int, int, int]], labelled: Labelled) -> None:
         self._rows = rows
+        self.labelled = labelled
         self._row_of = {source: row for row, source in enumerate(sources)}
         self.sources = frozenset(self._row_of)
 
@@ -52,7 +64,10 @@ class RollForward:
         decoder: InputDecoder,
         store: Store,
         report: Callable[[str], None],
+        restored: Callable[[], Mapping[str, Any]] = dict,
     ) -> None:
+        """`restored`: of which cut the store was restored (io/redis_store.py); empty = of none."""
+        self._restored = restored
         self._client_settings = client_settings
         self._pipeline = pipeline
         self._decoder = decoder
@@ -60,31 +75,57 @@ class RollForward:
         self._report = report
 
     def run(self, ranges: Mapping[Partition, tuple[int, int]], owned: frozenset[Partition]) -> None:
-        """Apply the records of every range [start, end), in merged order.
-
-        Expiry is left to the first live batches: a row that the group watermark has passed is settled there.
-        """
-        served = self._published(ranges)
+        """Apply the records of every range [start, end), in merged order; settle the rows that were settled then."""
+        began = time.monotonic()
+        restored = self._restored()
+        served = self._published(ranges, restored)
+        settlements = Settlements(self._recorded(ranges, restored), served.labelled)
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
-        for number, batch in enumerate(read_merged(self._client_settings, self._pipeline.spec, self._decoder, ranges)):
-            turn = Turn(batch, group_watermark=-1, owned=owned, worker="roll-forward", number=number)
-            while True:
-                reads = self._pipeline.reads(turn)
-                commit = self._pipeline.roll_forward(turn, reads, self._store.read(reads), served)
-                if not isinstance(self._store.commit(commit), Conflict):
-                    break
+        number = 0
+        condemned = condemned_records(self._client_settings, ranges)
+        for batch in read_merged(self._client_settings, self._pipeline.spec, self._decoder, ranges, condemned):
+            for partition, span in batch.spans.items():
+                settlements.advance(partition, before=span.next)
+            self._apply(with_idle_partitions(batch, applied), number, owned, served, settlements)
             applied.update({partition: span.next for partition, span in batch.spans.items()})
-        # Holes at the end of a range belong to it: the next batch starts where the group's offset stands.
-        holes = {p: Span(applied[p], end, -1, False) for p, (_, end) in ranges.items() if applied[p] < end}
-        if holes:
-            self._store.commit(Commit(spans=holes))
+            number += 1
+        # Holes at the end of a range belong to it: the next batch starts where the group's offset stands. And the last
+        # commit of a partition may have moved no offset.
+        rest = {partition: Span(applied[partition], end, -1, False) for partition, (_, end) in ranges.items()}
+        for partition, span in rest.items():
+            settlements.advance(partition, before=span.next + 1)
+        self._apply(self._decoder.decode([], rest), number, owned, served, settlements)
+        count = sum(end - start for start, end in ranges.values())
+        self._report(f"{count:,} offsets applied again in {time.monotonic() - began:.1f} s")
 
-    def _published(self, ranges: Mapping[Partition, tuple[int, int]]) -> PublishedPredictions:
+    def _apply(
+        self,
+        batch: Batch,
+        number: int,
+        owned: frozenset[Partition],
+        served: PublishedPredictions,
+        settlements: Settlements,
+    ) -> None:
+        """One batch as one commit without outputs; `batch` has a span for every partition of the ranges."""
+        turn = Turn(batch, settlements.watermark, owned, worker="roll-forward", number=number)
+        wanted = tuple(sorted(batch.spans)) if turn.group_watermark >= 0 else ()
+        while True:
+            reads = replace(self._pipeline.reads(turn), due_partitions=wanted, due_limit=DUE_ROWS_MAX)
+            view = self._store.read(reads)
+            chosen = settlements.choose(view.due)
+            commit = self._pipeline.roll_forward(turn, reads, replace(view, due=chosen), served)
+            if not isinstance(self._store.commit(commit), Conflict):
+                break
+        settlements.spend(chosen)
+
+    def _published(
+        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
+    ) -> PublishedPredictions:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
         tables: list[pa.Table] = []
         sources: list[tuple[int, int, int]] = []
-        for messages in read_topic(self._client_settings, self._pipeline.predictions_topic):
+        for messages in self._read(self._pipeline.predictions_topic, restored):
             found = decode("prediction.v1", [message.value() for message in messages])
             keep = []
             origins = zip(*(found.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
@@ -95,7 +136,69 @@ class RollForward:
                     sources.append((index_of[topic], partition, offset))
             served = found.select(SERVED.names).take(pa.array(keep, pa.int64())).cast(SERVED)
             tables.append(pa.Table.from_batches([served]))
-        return PublishedPredictions(pa.concat_tables(tables) if tables else SERVED.empty_table(), sources)
+        rows = pa.concat_tables(tables) if tables else SERVED.empty_table()
+        return PublishedPredictions(rows, sources, Labelled(self._examples(restored)))
+
+    def _examples(self, restored: Mapping[str, Any]) -> Iterator[Example]:
+        for messages in self._read(self._pipeline.examples_topic, restored):
+            found = decode("example.v1", without_commands([message.value() for message in messages]))
+            columns = [found.column(name).to_pylist() for name in ("kind", *Example._fields)]
+            for kind, *fields in zip(*columns, strict=True):
+                if kind == "example":
+                    yield Example(*fields)
+
+    def _recorded(
+        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
+    ) -> dict[Partition, list[Settled]]:
+        """The commit records of the ranges, by partition."""
+        # At the very position of a cut, a commit that moved no offset is in it if the cut's outbox held its record.
+        in_cut = {name for place in restored.get("partitions", ()) for name in place["known"]}
+        recorded: dict[Partition, list[Settled]] = {}
+        for messages in self._read(self._pipeline.commits_topic, restored):
+            values = [message.value() for message in messages]
+            for value, row in zip(values, decode("commit.v1", values).to_pylist(), strict=True):
+                place = Partition(row["topic"], row["partition"])
+                if place not in ranges or row["start"] < ranges[place][0] or name_of_record(value) in in_cut:
+                    continue
+                count = dict(row["outcomes"])
+                recorded.setdefault(place, []).append(
+                    Settled(
+                        row["start"],
+                        row["next"],
+                        row["group_watermark"],
+                        count.get("expired", 0),
+                        count.get("waiting_orphaned", 0),
+                    )
+                )
+        return recorded
+
+    def _read(self, topic: str, restored: Mapping[str, Any]) -> Iterator[list[Any]]:
+        """A log from where it stood when the store was cut; all of it when the store was never restored."""
+        starts = restored.get("log_ends", {}).get(topic)
+        if starts is None:
+            return read_topic(self._client_settings, topic)
+        return read_topic_from(self._client_settings, topic, starts)
+
+
+def name_of_record(value: bytes) -> str:
+    """Names a record of the commits log, by its content."""
+    return blake2b(value, digest_size=8).hexdigest()
+
+
+def condemned_records(
+    client_settings: Mapping[str, Any], ranges: Mapping[Partition, tuple[int, int]]
+) -> dict[tuple[Partition, int], Fault]:
+    """The records of the ranges [start, end) that became dead letters because they end a process: not to be touched."""
+    found: dict[tuple[Partition, int], Fault] = {}
+    for topic in sorted({partition.topic for partition, (start, end) in ranges.items() if start < end}):
+        for messages in read_topic(client_settings, f"{topic}.dlq"):
+            for letter in map(letter_of, messages):
+                if letter.code in KILLING_CODES and letter.origin is not None:
+                    start, end = ranges.get(letter.origin.partition, (0, 0))
+                    if start <= letter.origin.offset < end:
+                        place = (letter.origin.partition, letter.origin.offset)
+                        found[place] = Fault(Code(letter.code), letter.message)
+    return found
 
 
 def read_merged(
@@ -103,8 +206,9 @@ def read_merged(
     spec: AppSpec,
     decoder: InputDecoder,
     ranges: Mapping[Partition, tuple[int, int]],
+    condemned: Mapping[tuple[Partition, int], Fault] = MappingProxyType({}),
 ) -> Iterator[Batch]:
-    """The records of every range [start, end) of the inputs in merged order, in batches."""
+    """The records of every range [start, end) of the inputs in merged order, in batches; condemned ones undecoded."""
     topics = spec.topics
     merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=False)
     index_of = {topic.name: index for index, topic in enumerate(topics)}
@@ -125,7 +229,13 @@ def read_merged(
                 merge.offer(*place, [offered(message, message.offset()) for message in messages])
         cut = merge.take(spec.batch_records, limit=None, lagging=unfinished)
         if cut is not None:
-            yield decoder.decode(records_of(cut), spans_of(cut, [topic.name for topic in topics]))
+            records = records_of(cut)
+            faults: dict[int, Fault] = {}
+            for at, one in enumerate(records if condemned else ()):
+                place = (Partition(topics[one.topic_index].name, one.partition), one.offset)
+                if place in condemned:
+                    faults[at] = condemned[place]
+            yield decoder.decode(records, spans_of(cut, [topic.name for topic in topics]), faults)
         elif not unfinished:
             break
     for reader in readers.values():

@@ -1,6 +1,6 @@
 """What runs in the trainer's subprocess: read the examples log, train, judge by the gate, register.
 
-In: on stdin the pickled settings, then one pickled `RoundTask` after the other. Out: for each, one line of JSON on
+In: on stdin the settings, then one `RoundTask` after the other, a line of JSON each. Out: for each, one line of JSON on
 stdout. Invariant: nothing is written but a finished version in the registry, so it may be killed at any time; it ends
 when its parent closes stdin or dies. The columns of the log are kept between tasks: the second training reads only what
 is new.
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import queue
 import sys
 import threading
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
+from tidemill.apps.handover import read_line
 from tidemill.apps.models import booster_loader, registry_of, signing_key
 from tidemill.apps.rounds import RoundTask, story_of_failure, story_of_round, train_and_gate
 from tidemill.apps.training import ExamplesSoFar
@@ -85,20 +85,18 @@ def main() -> None:
     """Serve tasks until stdin ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
-    given: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    given: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(sys.stdin.buffer, given), name="parent", daemon=True).start()
-    rounds = Rounds(given.get())
+    rounds = Rounds(read_line(Settings, given.get()))
     while True:
-        print(json.dumps(answer_of(rounds, given.get())), file=answers, flush=True)
+        print(json.dumps(answer_of(rounds, read_line(RoundTask, given.get()))), file=answers, flush=True)
 
 
-def _receive(pipe: BinaryIO, given: queue.SimpleQueue[Any]) -> None:
+def _receive(pipe: BinaryIO, given: queue.SimpleQueue[bytes]) -> None:
     """Only the parent holds the other end: when it is gone, so are we, in the midst of a training too."""
-    while True:
-        try:
-            given.put(pickle.load(pipe))
-        except EOFError:
-            os._exit(PARENT_GONE)
+    for line in pipe:
+        given.put(line)
+    os._exit(PARENT_GONE)
 
 
 if __name__ == "__main__":

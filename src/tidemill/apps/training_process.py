@@ -7,7 +7,6 @@ version, the reason why there is none, or an error that only another try can men
 from __future__ import annotations
 
 import json
-import pickle
 import queue
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from contextlib import suppress
 from typing import Any
 
 from tidemill import errors
+from tidemill.apps.handover import write_line
 from tidemill.apps.rounds import RoundTask, story_of_failure
 from tidemill.config import Settings
 from tidemill.core.story import StoryEvent
@@ -50,7 +50,7 @@ class TrainingProcess:
         child = self._started()
         assert child.stdin is not None
         try:
-            pickle.dump(task, child.stdin)
+            child.stdin.write(write_line(RoundTask, task))
             child.stdin.flush()
         except BrokenPipeError:
             return self._ended(child, task)
@@ -90,7 +90,7 @@ class TrainingProcess:
             )
             threading.Thread(target=_listen, args=(self._child, self._answers), daemon=True).start()
             assert self._child.stdin is not None
-            pickle.dump(self._settings, self._child.stdin)
+            self._child.stdin.write(write_line(Settings, self._settings))
         return self._child
 
     def _answer(self, timeout_s: float) -> bytes | None:

@@ -16,12 +16,15 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from tidemill.apps.engine import Engine, worker_group
+from tidemill.apps.failpoints import failpoint
 from tidemill.apps.folding import barrier_of
 from tidemill.apps.garbage_collection import collect_rarely
 from tidemill.apps.pacing import TickPacer
+from tidemill.apps.stalls import Causes, Waiting
 from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
 from tidemill.core.records import Partition
@@ -33,6 +36,7 @@ from tidemill.io.source import SourceBatch
 from tidemill.io.start_checks import check_port
 
 STOP_DEADLINE_S = 20.0  # a stop that takes longer is a hang: the process ends all the same
+STALLED_STOP_DEADLINE_S = 3.0  # what did not move for so long will not end tidily either
 LOOK_AGAIN_S = 0.005  # how often a worker that waits for others reads their marks
 SETTLE_EVERY_S = 0.2  # how often rows are settled while no records come
 UNAVAILABLE_S = 120.0  # a broker or store may be away for a minute; twice that is an operator's matter
@@ -79,6 +83,8 @@ class Worker:
         app, topic = make_faust_app(self, web_port=web_port)
         collect_rarely()
         self._watchdog = Watchdog(self._settings.worker.stall_after_s)
+        self._causes = Causes(self.client_settings, self._settings.redis_url)
+        self._compute_thread: int = await self._in_compute(threading.get_ident)
 
         @app.agent(topic)
         async def predict(batches: Any) -> None:
@@ -98,7 +104,8 @@ class Worker:
         self._consumer = app.consumer
         helpers = [asyncio.create_task(self._keep_moving()), asyncio.create_task(self._watch())]
         await self._stop.wait()
-        threading.Thread(target=_exit_after_deadline, args=(self._exit_code,), daemon=True).start()
+        deadline_s = STALLED_STOP_DEADLINE_S if self._watchdog.is_stalled else STOP_DEADLINE_S
+        threading.Thread(target=_exit_after_deadline, args=(deadline_s, self._exit_code), daemon=True).start()
         for helper in helpers:
             helper.cancel()
         await app.stop()
@@ -119,7 +126,10 @@ class Worker:
         """A batch whose script is sent ends; one that has not come so far is discarded by its next owner's claim."""
         assert self._engine is not None
         self._engine.current_generation = -1
+        failpoint("F12")
         async with self._busy:
+            with suppress(UnavailableError):  # then its next owner tries their first records apart, at some cost
+                await self._in_compute(self._engine.let_go, partitions)
             self._report(f"gave up {len(partitions)} partitions")
 
     def on_fatal(self, error: BaseException) -> None:
@@ -193,7 +203,10 @@ class Worker:
                     polling.set_limit(self._limit())
                 elif candidate is not None:
                     async with self._busy:
-                        await self._in_compute(self._engine.say_waiting, candidate)
+                        # Watermarks only rise, so a word about the partitions of before a claim would stay.
+                        candidate = polling.candidate_time if polling.epoch == self._engine.epoch else None
+                        if candidate is not None:
+                            await self._in_compute(self._engine.say_waiting, candidate)
                     polling.set_limit(self._limit())
                 elif time.monotonic() - max(self._last_batch, settled_at) > SETTLE_EVERY_S:
                     async with self._busy:
@@ -211,7 +224,13 @@ class Worker:
                 return
 
     async def _watch(self) -> None:
-        """Ends the worker when committed progress has stopped although there is lag."""
+        """Ends the worker when committed progress has stopped although there is lag, or when nobody could tell."""
+        try:
+            await self._watch_progress()
+        except Exception as error:
+            self.on_fatal(error)
+
+    async def _watch_progress(self) -> None:
         assert self._engine is not None
         while True:
             await asyncio.sleep(1.0)
@@ -219,12 +238,23 @@ class Worker:
             if polling is None:
                 continue
             ends = polling.ends
-            is_held = self._pacer is not None and self._pacer.is_waiting  # which has a patience of its own
+            # All three have a patience of their own.
+            is_held = self._pacer is not None and self._pacer.is_waiting
+            is_held = is_held or self._engine.is_waiting_for_schema or self._engine.is_trying
             committed = {p: at for p, at in self._engine.positions.items() if p in ends and not is_held}
-            message = self._watchdog.see(committed, ends, now_s=time.monotonic(), cause=self._likely_cause())
+            if self._watchdog.still_s > self._settings.worker.stall_after_s / 3 and not self._busy.locked():
+                # Of records behind an open transaction the consumer knows nothing: they count as lag all the same.
+                hidden = await asyncio.to_thread(self._causes.hidden, list(committed))
+                ends = {**ends, **{partition: end for partition, (_, end) in hidden.items()}}
+            stall = self._watchdog.see(committed, ends, now_s=time.monotonic())
             self._engine.telemetry.set_stalled(self._watchdog.is_stalled)
-            if message is not None:
-                self.on_fatal(UnavailableError("TM-4030", message))
+            if stall is not None:
+                cause = await asyncio.to_thread(self._causes.find, self._waiting(), list(committed))
+                error = UnavailableError("TM-4030", stall.text(cause))
+                self._report(
+                    f"stalled: {error}"
+                )  # now: a blocked thread may keep the process from saying it at its end
+                self.on_fatal(error)
                 return
 
     def _limit(self) -> int | None:
@@ -233,17 +263,16 @@ class Worker:
         limits = (self._engine.progress.group_limit, self._pacer.limit if self._pacer is not None else None)
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _likely_cause(self) -> str:
+    def _waiting(self) -> Waiting:
         assert self._engine is not None
         polling = self._consumer.polling
-        if self._busy.locked():
-            return "the store or the broker does not answer, or the compute thread is blocked"
-        if polling.candidate_time is not None:
-            return f"a slower worker holds back the group (limit {self._engine.progress.group_limit})"
-        blocked_by = polling.blocked_by()
-        if blocked_by is not None and self.is_bounded:
-            return f"a bounded replay waits for a record or a punctuation in {blocked_by}; does its producer still run?"
-        return "a transaction that is still open hides the records, or the broker does not deliver them"
+        is_held = polling.candidate_time is not None
+        return Waiting(
+            is_busy=self._busy.locked(),
+            thread=self._compute_thread,
+            group_limit=self._engine.progress.group_limit if is_held else None,
+            blocked_by=polling.blocked_by() if self.is_bounded else None,
+        )
 
     def _health(self) -> dict[str, Any]:
         assert self._engine is not None
@@ -288,7 +317,7 @@ def run_worker(
     return asyncio.run(main())
 
 
-def _exit_after_deadline(code: Callable[[], int]) -> None:
-    time.sleep(STOP_DEADLINE_S)
-    print(f"error: TM-4031 the worker did not stop within {STOP_DEADLINE_S:.0f} s; ending it", file=sys.stderr)
+def _exit_after_deadline(deadline_s: float, code: Callable[[], int]) -> None:
+    time.sleep(deadline_s)
+    print(f"error: TM-4031 the worker did not stop within {deadline_s:.0f} s; ending it", file=sys.stderr)
     os._exit(code() or 4)

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, partition_of, unpack_row
+from tidemill.core.settlements import Example, Labelled
 from tidemill.core.spec import Condition, LabelSpec
 
 
@@ -163,6 +164,7 @@ def join_labels(
     due_before: int,
     published: Mapping[Partition, int],
     predicted: frozenset[tuple[int, int, int]] | None = None,
+    labelled: Labelled | None = None,
     label_columns: Mapping[int, pa.RecordBatch],
 ) -> Joined:
     """Decide the outcome of every event and label, in merged order, after the due rows.
@@ -175,6 +177,7 @@ def join_labels(
             that is missing here belongs to this worker.
         predicted: in a roll-forward, the sources (topic index, partition, offset) of the published predictions: they
             decide which event was the first of its id. None = live.
+        labelled: in a roll-forward, the published examples: they decide which labels join, whatever came in between.
         label_columns: by topic index, the label records (for labels that must wait).
     """
     result = Joined()
@@ -196,8 +199,8 @@ def join_labels(
     for item in entries:
         slot = open_row(item.id, rows[item.id])
         if isinstance(item, EventEntry):
-            _take_event(item, slot, topic_names, predicted, result)
-        elif not _take_label(item, slot, spec, topic_names, published, label_columns, result):
+            _take_event(item, slot, topic_names, predicted, labelled, result)
+        elif not _take_label(item, slot, spec, topic_names, published, labelled, label_columns, result):
             result.blocked_at = item.position
             return result
 
@@ -225,6 +228,7 @@ def _take_event(
     slot: _Open,
     topic_names: tuple[str, ...],
     predicted: frozenset[tuple[int, int, int]] | None,
+    labelled: Labelled | None,
     result: Joined,
 ) -> None:
     partition = Partition(topic_names[event.topic_index], event.partition)
@@ -237,6 +241,9 @@ def _take_event(
         return
     result.count(partition, Outcome.PREDICTION)
     is_label_first = row is not None and row.state is RowState.WAITING
+    if row is not None and is_label_first and labelled is not None:
+        # Labels of another worker may be applied before their events here, so an orphan may wait where none did.
+        is_label_first = Example(event.id, event.time, row.label_time, row.label) in labelled
     result.scored.append(event)
     result.label_first.append(is_label_first)
     slot.event_order = event.order
@@ -261,22 +268,27 @@ def _take_label(
     spec: LabelSpec,
     topic_names: tuple[str, ...],
     published: Mapping[Partition, int],
+    labelled: Labelled | None,
     label_columns: Mapping[int, pa.RecordBatch],
     result: Joined,
 ) -> bool:
     """False when the label must wait for another worker to publish the prediction that it judges."""
     partition = Partition(topic_names[label.topic_index], label.partition)
     row = slot.row
-    if row is None:
+    if row is None or _waits_in_vain(row, label, labelled):
         result.count(partition, Outcome.WAITING)
         tail = _label_tail(label_columns[label.topic_index], label.order)
         made_by = (label.topic_index, label.partition, label.offset)
         slot.row = Row(slot.next_revision, RowState.WAITING, -1, label.time, label.label, *made_by, tail)
         slot.is_changed = True
     elif row.state is RowState.PENDING:
-        if slot.event_order < 0 and row.offset >= published.get(partition_of(row, topic_names), row.offset + 1):
+        if labelled is not None:
+            is_in_time = Example(label.id, row.event_time, label.time, label.label) in labelled
+        elif slot.event_order < 0 and row.offset >= published.get(partition_of(row, topic_names), row.offset + 1):
             return False
-        if label.time > row.event_time + spec.wait_ms:
+        else:
+            is_in_time = label.time <= row.event_time + spec.wait_ms
+        if not is_in_time:
             result.count(partition, Outcome.ORPHAN)
             return True
         result.count(partition, Outcome.EXAMPLE)
@@ -300,6 +312,15 @@ def _take_label(
         result.count(partition, Outcome.AMENDMENT)
         result.amendments.append(Amendment(label.position, label.id, label.label, row.event_time, label.time))
     return True
+
+
+def _waits_in_vain(row: Row, label: LabelEntry, labelled: Labelled | None) -> bool:
+    """In a roll-forward: another label of the id waits, and this is the one that joined. Partitions are applied again
+    by several workers, so a label may come before one that was earlier the first time."""
+    if labelled is None or row.state is not RowState.WAITING:
+        return False
+    is_joined = labelled.has_label(label.id, label.time, label.label)
+    return is_joined and not labelled.has_label(label.id, row.label_time, row.label)
 
 
 def _close(id_: str, slot: _Open, spec: LabelSpec, topic_names: tuple[str, ...], result: Joined) -> None:

@@ -22,6 +22,7 @@ from tidemill.core.ports import Codec, Scorer
 from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, StateView, TopFeatures
 from tidemill.core.rows import pack_row, revision_of
 from tidemill.core.rules import outliers
+from tidemill.core.settlements import Labelled
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import (
     OUTLIER,
@@ -71,6 +72,11 @@ class Served(Protocol):
     @property
     def sources(self) -> frozenset[tuple[int, int, int]]:
         """(topic index, partition, offset) of every published prediction of the range."""
+        ...
+
+    @property
+    def labelled(self) -> Labelled:
+        """The labels that joined."""
         ...
 
     def columns(self, events: Sequence[EventEntry]) -> pa.RecordBatch:
@@ -192,6 +198,7 @@ class Pipeline:
             due_before=turn.group_watermark,
             published={p: mark.committed for p, mark in view.marks.items() if p not in turn.owned},
             predicted=None if served is None else served.sources,
+            labelled=None if served is None else served.labelled,
             label_columns=labels,
         )
         return joined, labels

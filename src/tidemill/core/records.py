@@ -87,7 +87,7 @@ class DeadLetter(NamedTuple):
     timestamp: int
     code: str  # TM-2xxx
     message: str
-    stage: str  # "decode" or "rules"
+    stage: str  # "decode", "rules" or "score"
 
 
 @dataclass(frozen=True, slots=True)

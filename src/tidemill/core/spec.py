@@ -48,6 +48,7 @@ class TopicSpec:
     time_field: str | None = None
     partitions: int = 4  # used only when Tidemill creates the topic
     rules: tuple[RuleSpec, ...] = ()
+    writers: tuple[dict[str, Any], ...] = ()  # other schemas that its records may be written with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +186,15 @@ class ComparatorSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsSpec:
+    """What one input record may hold; one that holds more is a dead letter. Never changed by other records."""
+
+    value_bytes: int = 1024 * 1024  # Kafka's own default of message.max.bytes
+    text_bytes: int = 1_024  # of an id, an entity, a category: they become keys of the store and stand in each output
+    items: int = 10_000  # of all arrays and maps of a record together
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppSpec:
     """A whole app. Order of `topics` is the order of YAML and breaks ties of event time within a role."""
 
@@ -201,6 +211,7 @@ class AppSpec:
     batch_records: int = 2_000
     batch_span_ms: int | None = None  # event time that one batch may cover; None = as much as there is
     default_probability: float = 0.5  # answers while nothing has been learned
+    limits: LimitsSpec = LimitsSpec()
     learn_flagged: bool = False  # learn also from examples whose event or label broke a rule that flags
     monitor: MonitorSpec = field(default_factory=MonitorSpec)
     retrain: RetrainSpec | None = None  # None: only by hand

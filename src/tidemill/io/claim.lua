@@ -10,6 +10,11 @@ if digest and digest ~= ARGV[2] then
   return {'other configuration', digest}
 end
 -- end guard
+-- guard: restoring
+if redis.call('EXISTS', prefix .. 'restoring') == 1 then
+  return {'restoring'}
+end
+-- end guard
 local incarnation = redis.call('GET', prefix .. 'incarnation')
 if not incarnation and ARGV[3] == '' then
   return {'lost'}
@@ -27,10 +32,18 @@ local found = {}
 for at = 5, #ARGV do
   local name = ARGV[at]
   redis.call('SADD', prefix .. 'partitions', name)
-  redis.call('HSET', prefix .. 'p:' .. name, 'owner', ARGV[1])
-  local record = redis.call('HMGET', prefix .. 'p:' .. name, 'applied', 'committed', 'fresh')
+  local key = prefix .. 'p:' .. name
+  local record = redis.call('HMGET', key, 'applied', 'committed', 'fresh', 'owner', 'tried_at', 'tried', 'sequel')
+  -- How often it was claimed at this position. Any progress makes it another position, so no commit has to clear it.
+  local tried = 1
+  if record[5] == (record[1] or '') then
+    tried = tonumber(record[6]) + 1
+  elseif record[4] and string.match(record[4], '^[^:]*') ~= string.match(ARGV[1], '^[^:]*') then
+    tried = 2 -- a living owner would have given it back
+  end
+  redis.call('HSET', key, 'owner', ARGV[1], 'tried_at', record[1] or '', 'tried', tried)
   -- A start that was recorded and not used yet is not progress: the claim decides again.
   local applied = not record[3] and record[1] or ''
-  found[#found + 1] = {name, applied, record[2] or '', redis.call('HGETALL', prefix .. 'o:' .. name)}
+  found[#found + 1] = {name, applied, record[2] or '', redis.call('HGETALL', prefix .. 'o:' .. name), tried, record[7] or ''}
 end
 return {'claimed', incarnation, redis.call('SMEMBERS', prefix .. 'lineage'), found}

@@ -77,9 +77,29 @@ end
 -- end guard
 at = at + read_count
 
--- From here on only writes.
-each_chunk(2 * count(), 'MSET')
-each_chunk(count(), 'DEL')
+-- From here on only writes. While a cut is taken (cut.lua), the first change of a key keeps what it was.
+local kept = call('GET', prefix .. 'cut') and prefix .. 'cut:kept'
+local function keep(key)
+  if kept and call('HEXISTS', kept, key) == 0 then
+    local value = call('GET', key)
+    call('HSET', kept, key, value and '1' .. value or '0')
+  end
+end
+
+local function keep_each(total, step)
+  if kept then
+    for place = at, at + total - 1, step do
+      keep(ARGV[place])
+    end
+  end
+end
+
+local written = 2 * count()
+keep_each(written, 2)
+each_chunk(written, 'MSET')
+local deleted = count()
+keep_each(deleted, 1)
+each_chunk(deleted, 'DEL')
 for _ = 1, count() do
   local key = prefix .. 'due:' .. ARGV[at]
   at = at + 1
@@ -105,6 +125,7 @@ end
 for _ = 1, count() do
   local key, deltas = ARGV[at], ARGV[at + 1]
   at = at + 2
+  keep(key)
   local low, high, cells = unpack_words('>I4I4I4', deltas)
   local takes_max = cells >= 65536
   if takes_max then
@@ -158,6 +179,7 @@ end
 for _ = 1, count() do
   local key, capacity, width, added = ARGV[at], tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3]
   at = at + 4
+  keep(key)
   local state = call('GET', key) or ''
   local entries = {}
   for place = 1, #state, width do
@@ -215,6 +237,7 @@ for _, span in ipairs(spans) do
         sequel = sequel + 1
       end
       field = field .. ':' .. sequel
+      call('HSET', record, 'sequel', string.sub(redis.sha1hex(sub(span.slice, 9)), 1, 16))
     end
     call('HSET', outbox, field, span.slice)
     call('HDEL', record, 'fresh')

@@ -34,7 +34,13 @@ class Code(StrEnum):
     NOT_RESOLVED = "TM-2015"
     CONFLUENT_FRAMED = "TM-2016"
     RULE = "TM-2017"
+    TEXT_TOO_LONG = "TM-2018"
+    TOO_MANY_ITEMS = "TM-2019"
+    KILLS_DECODING = "TM-2030"
+    KILLS_SCORING = "TM-2031"
 
+
+KILLING_CODES = frozenset({Code.KILLS_DECODING, Code.KILLS_SCORING})  # nobody may touch these records again
 
 SENTENCES: dict[Code, str] = {
     Code.NO_VALUE: "The value is null and the record is no punctuation.",
@@ -52,8 +58,12 @@ SENTENCES: dict[Code, str] = {
     Code.NO_TIME: "The record has no event time.",
     Code.BAD_PUNCTUATION: "The punctuation has no time, or has a key or a value.",
     Code.NOT_RESOLVED: "The value is sound, but the reader's schema has no place for it.",
-    Code.CONFLUENT_FRAMED: "The value is framed for a schema registry, which is not read yet.",
+    Code.CONFLUENT_FRAMED: "The value is framed for a schema registry, and the app declares none.",
     Code.RULE: "The record breaks an entry rule of its topic.",
+    Code.TEXT_TOO_LONG: "An id, an entity or a category is longer than the limit.",
+    Code.TOO_MANY_ITEMS: "Arrays and maps hold more items than the limit.",
+    Code.KILLS_DECODING: "The process that decodes the record dies of it.",
+    Code.KILLS_SCORING: "The process that scores the event dies of it.",
 }
 
 

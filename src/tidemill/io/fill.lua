@@ -9,7 +9,7 @@ if step == 'begin' then
   for _, name in ipairs(call('SMEMBERS', prefix .. 'partitions')) do
     call('HDEL', prefix .. 'p:' .. name, 'owner')
   end
-  call('DEL', filled)
+  call('DEL', filled, prefix .. 'cut') -- a cut that is being taken would be of two configurations
   call('SET', filling, token)
   return {'filled'}
 end

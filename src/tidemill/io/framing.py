@@ -15,6 +15,7 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 MAGIC = b"\xc3\x01"
 HEADER_BYTES = 10  # magic, then CRC-64-AVRO, little-endian
 CONFLUENT_MAGIC = b"\x00"
+CONFLUENT_HEADER_BYTES = 5  # magic, then the id that a schema registry gave, big-endian
 
 
 def header_of(schema: Mapping[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ librdkafka raises leaves here as one of our errors.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ REQUEST_TIMEOUT_S = 20.0  # a broker that elects or restarts answers within seco
 STABLE_DEADLINE_S = (
     30.0  # a dead worker's transaction ends after its time-out of 10 s, and the broker looks now and then
 )
+COORDINATOR_WAIT_S = 3.0  # of one question for committed offsets; then we look whether it was refused
 NOT_YET_RETRY_S = 0.02  # the marker of a transaction that has just ended arrives within milliseconds
 
 _NOT_YET = {
@@ -32,6 +34,14 @@ _NOT_YET = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
+REFUSED = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.GROUP_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+    }
+)  # for want of a right
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a dead letter must fit whatever its input topic accepted
 
 
@@ -53,12 +63,34 @@ def unavailable_unless_answered(what: str, settings: Mapping[str, Any]) -> Itera
     try:
         yield
     except KafkaException as error:
-        reason = error.args[0].str() if error.args and isinstance(error.args[0], KafkaError) else str(error)
+        let_go(error)
+        refusal = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
+        advice = "check that the broker runs and that the address and the `kafka:` settings are right"
+        if refusal is not None and refusal.code() in REFUSED:
+            advice = "grant what docs/own-servers.md lists; `tidemill doctor --acls` says what is missing"
         raise UnavailableError(
             "TM-3010",
-            f"Kafka at {settings['bootstrap.servers']} did not {what}: {reason}; check that the broker runs and that "
-            "the address and the `kafka:` settings are right",
+            f"Kafka at {settings['bootstrap.servers']} did not {what}: {refusal.str() if refusal else error}; {advice}",
         ) from None
+
+
+def let_go(error: KafkaException) -> None:
+    """Part an error of a future from the frames that it has passed.
+
+    The future holds the error, the error its frames, and they the future and its client: a ring, so the client and its
+    threads would live on until the collector comes, which may be the end of the process.
+    """
+    traceback.clear_frames(error.__traceback__)
+    error.__traceback__ = None
+
+
+def is_answering(settings: Mapping[str, Any], timeout_s: float) -> bool:
+    """Whether a broker answers a request for its metadata in time."""
+    try:
+        AdminClient(dict(settings)).list_topics(timeout=timeout_s)
+    except KafkaException:
+        return False
+    return True
 
 
 def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config: Mapping[str, str]) -> list[str]:
@@ -74,12 +106,11 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
         ]
         created = []
         for name, future in admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items() if wanted else ():
-            try:
-                future.result()
+            failed = future.exception()
+            if failed is None:
                 created.append(name)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
+            elif not _is_about(failed, KafkaError.TOPIC_ALREADY_EXISTS):
+                raise failed
     return created
 
 
@@ -106,10 +137,15 @@ def committed_offsets(
     """(offset, metadata) that the group committed, once no transaction on them is open; (None, "") = never."""
     if not partitions:
         return {}
-    request = ConsumerGroupTopicPartitions(group, [TopicPartition(p.topic, p.number) for p in partitions])
-    with unavailable_unless_answered(f"return the offsets of group {group}", settings):
-        admin = AdminClient(dict(settings))
-        offsets = _once_ready(lambda: _stable_offsets(admin, group, request))
+    request = [TopicPartition(p.topic, p.number) for p in partitions]
+    # Not an AdminClient: librdkafka's reads an address of nothing when a coordinator answers that it is none (yet), as
+    # it does to the first question of all and whenever groups move to another broker: SIGSEGV, librdkafka #5040.
+    consumer = Consumer({**settings, "group.id": group, "isolation.level": "read_committed"})
+    try:
+        with unavailable_unless_answered(f"return the offsets of group {group}", settings):
+            offsets = _once_ready(lambda: _stable_offsets(consumer, request))
+    finally:
+        consumer.close()
     return {
         Partition(at.topic, at.partition): (at.offset, at.metadata or "") if at.offset >= 0 else (None, "")
         for at in offsets
@@ -133,6 +169,10 @@ class GroupOffsets:
         self._consumer.close()
 
 
+def _is_about(error: BaseException, code: int) -> bool:
+    return isinstance(error, KafkaException) and bool(error.args[0].code() == code)
+
+
 def _once_ready(ask: Callable[[], Any]) -> Any:
     """The answer, asked for again while a coordinator or a leader says "not yet"."""
     deadline = time.monotonic() + STABLE_DEADLINE_S
@@ -142,13 +182,22 @@ def _once_ready(ask: Callable[[], Any]) -> Any:
         except KafkaException as error:
             if error.args[0].code() not in _NOT_YET or time.monotonic() > deadline:
                 raise
+            let_go(error)
             time.sleep(NOT_YET_RETRY_S)
 
 
-def _stable_offsets(admin: AdminClient, group: str, request: ConsumerGroupTopicPartitions) -> list[TopicPartition]:
-    answer = admin.list_consumer_group_offsets([request], require_stable=True, request_timeout=REQUEST_TIMEOUT_S)
-    offsets: list[TopicPartition] = answer[group].result().topic_partitions
-    for at in offsets:  # an offset in an open transaction reads as absent, with an error beside it
+def _stable_offsets(consumer: Consumer, request: list[TopicPartition]) -> list[TopicPartition]:
+    try:
+        offsets: list[TopicPartition] = consumer.committed(request, timeout=min(COORDINATOR_WAIT_S, STABLE_DEADLINE_S))
+    except KafkaException as error:
+        if not _is_about(error, KafkaError._TIMED_OUT):
+            raise
+        told = consumer.poll(0)  # it goes on looking for a coordinator that it may not ask, and says so here only
+        if told is not None and told.error() is not None and told.error().code() in REFUSED:
+            raise KafkaException(told.error()) from None
+        consumer.list_topics(request[0].topic, timeout=REQUEST_TIMEOUT_S)  # raises when it is the broker that is away
+        raise KafkaException(KafkaError(KafkaError.UNSTABLE_OFFSET_COMMIT)) from None
+    for at in offsets:
         if at.error is not None:
             raise KafkaException(at.error)
     return offsets

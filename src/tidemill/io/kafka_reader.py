@@ -110,15 +110,45 @@ class LogReader:
 
 def read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
     """All committed records that a topic holds now, partition after partition."""
+    yield from read_topic_from(settings, topic, ())
+
+
+def read_topic_from(settings: Mapping[str, Any], topic: str, starts: Sequence[int]) -> Iterator[list[Message]]:
+    """As `read_topic`, each partition from its entry in `starts` on; those without one from their beginning."""
     for number in range(partition_counts(settings, [topic])[topic]):
         reader = LogReader(settings, topic, number)
         end = reader.end_offset()
-        reader.seek(reader.first_offset())
+        reader.seek(max((reader.first_offset(), *starts[number : number + 1])))
         while reader.position < end:
             messages = reader.read(until_offset=end, timeout_s=1.0, max_records=TOPIC_RECORDS_MAX)
             if messages:
                 yield messages
         reader.close()
+
+
+class StableEnds:
+    """Which logs hold records of a transaction that is still open: no reader of committed records gets past them."""
+
+    def __init__(self, settings: Mapping[str, Any], timeout_s: float) -> None:
+        self._settings = settings
+        self._timeout_s = timeout_s
+        self._admin = AdminClient(dict(settings))
+
+    def hidden(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int, int]]:
+        """(last stable offset, end) of the partitions where they differ.
+
+        Raises:
+            UnavailableError: Kafka does not answer in time.
+        """
+        latest = {TopicPartition(*partition): OffsetSpec.latest() for partition in partitions}
+        found: list[dict[Partition, int]] = []
+        with unavailable_unless_answered("return the ends of its logs", self._settings):
+            # The stable one first: what is written in between is then taken for hidden only until the next question.
+            for level in (IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED):
+                answers = self._admin.list_offsets(latest, isolation_level=level, request_timeout=self._timeout_s)
+                found.append({Partition(a.topic, a.partition): int(one.result().offset) for a, one in answers.items()})
+        stable, ends = found
+        return {p: (stable[p], ends[p]) for p in partitions if stable[p] < ends[p]}
 
 
 class LogEnds:

@@ -7,10 +7,11 @@ and the caller looks at the store and the group to learn what happened.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 
@@ -21,6 +22,7 @@ from tidemill.io.kafka import MESSAGE_BYTES_MAX
 TRANSACTION_TIMEOUT_MS = 10_000  # one hung transaction holds up every reader for at most this and a second
 OPEN_TIMEOUT_S = 30.0  # a predecessor's transaction must time out first
 COMMIT_TIMEOUT_S = 30.0
+OFFSETS_TIMEOUT_S = TRANSACTION_TIMEOUT_MS / 1000  # later than that there is no transaction to add them to
 DELIVERY_POLL_S = 0.1
 
 _FENCED = {
@@ -46,11 +48,22 @@ def group_metadata(settings: Mapping[str, Any], group: str) -> object:
         consumer.close()
 
 
+class Failpoint(Protocol):
+    """Hears where a transaction stands; `bring_about` makes that true of the broker too, should it matter."""
+
+    def __call__(self, name: str, bring_about: Callable[[], object] | None = None) -> None: ...
+
+
+def _pass_by(name: str, bring_about: Callable[[], object] | None = None) -> None:
+    """Nobody wants to hear."""
+
+
 class TransactionalWriter:
     """One thread owns it. Within a topic outputs keep their order; keys meet the same partitions as in Java clients."""
 
-    def __init__(self, settings: Mapping[str, Any], transactional_id: str) -> None:
+    def __init__(self, settings: Mapping[str, Any], transactional_id: str, failpoint: Failpoint = _pass_by) -> None:
         self._id = transactional_id
+        self._failpoint = failpoint
         self._producer = Producer(
             {
                 **settings,
@@ -70,13 +83,19 @@ class TransactionalWriter:
         self._call("start", lambda: self._producer.init_transactions(OPEN_TIMEOUT_S))
 
     def publish(
-        self, outputs: Sequence[Output], offsets: Mapping[Partition, tuple[int, str]], group_metadata: object
+        self,
+        outputs: Sequence[Output],
+        offsets: Mapping[Partition, tuple[int, str]],
+        group_metadata: object,
+        *,
+        partitions: Sequence[int | None] = (),
     ) -> dict[str, int]:
         """One transaction; per topic the offset of its last output.
 
         Args:
             offsets: next offset and metadata of each input partition.
             group_metadata: of the consumer, as it was when the batch was polled.
+            partitions: of each output; None = by its key. Without them, all by their keys.
 
         Raises:
             FencedError: a newer producer of this id, or a newer generation of the group, has taken over.
@@ -92,8 +111,10 @@ class TransactionalWriter:
             else:
                 last_offsets[message.topic()] = max(message.offset(), last_offsets.get(message.topic(), -1))
 
+        for output, number in zip(outputs, partitions, strict=False):
+            self._produce(output.topic, [output], delivered, number)
         by_topic: dict[str, list[Output]] = {}
-        for output in outputs:
+        for output in outputs[len(partitions) :]:
             by_topic.setdefault(output.topic, []).append(output)
         for topic, of_topic in by_topic.items():
             self._produce(topic, of_topic, delivered)
@@ -145,13 +166,13 @@ class TransactionalWriter:
         self, offsets: Mapping[Partition, tuple[int, str]], group_metadata: object, errors: Sequence[KafkaError]
     ) -> None:
         """Send the positions and commit."""
+        self._failpoint("F5", self._producer.flush)
         positions = [TopicPartition(p.topic, p.number, offset, metadata) for p, (offset, metadata) in offsets.items()]
         if positions:
-            self._call(
-                "send offsets",
-                lambda: self._producer.send_offsets_to_transaction(positions, group_metadata, COMMIT_TIMEOUT_S),
-            )
+            self._call("send offsets", lambda: self._send_offsets(positions, group_metadata))
+        self._failpoint("F6", self._producer.flush)
         self._call("commit", lambda: self._producer.commit_transaction(COMMIT_TIMEOUT_S))
+        self._failpoint("F7")
         self._producer.poll(0)
         if errors:
             raise InvariantError(
@@ -163,7 +184,7 @@ class TransactionalWriter:
         with suppress(KafkaException):
             self._producer.purge(in_queue=True, in_flight=True, blocking=False)
 
-    def _produce(self, topic: str, outputs: list[Output], delivered: Any) -> None:
+    def _produce(self, topic: str, outputs: list[Output], delivered: Any, partition: int | None = None) -> None:
         # `produce_batch` takes neither headers nor timestamps and reports no offsets: the last one goes alone.
         plain = [{"key": o.key, "value": o.value} for o in outputs[:-1]]
         if all(not o.headers and o.timestamp is None for o in outputs) and len(plain) > 1:
@@ -181,6 +202,8 @@ class TransactionalWriter:
             outputs = outputs[-1:]
         for output in outputs:
             more: dict[str, Any] = {} if output.timestamp is None else {"timestamp": output.timestamp}
+            if partition is not None:
+                more["partition"] = partition
             while True:
                 try:
                     self._producer.produce(
@@ -196,6 +219,30 @@ class TransactionalWriter:
                     self._producer.poll(0.05)
                 except KafkaException as error:
                     raise self._wrapped("produce", error) from None
+
+    def _send_offsets(self, positions: Sequence[TopicPartition], group_metadata: object) -> None:
+        """In a thread that can be left behind: librdkafka does not look at this call's time-out, and when connections
+        were cut it may wait for ever (librdkafka issue 5456). The thread ends when its producer does."""
+        producer = self._producer
+        errors: list[BaseException] = []
+
+        def send() -> None:
+            try:
+                producer.send_offsets_to_transaction(list(positions), group_metadata, OFFSETS_TIMEOUT_S)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=send, name="send offsets", daemon=True)
+        thread.start()
+        thread.join(OFFSETS_TIMEOUT_S)
+        if thread.is_alive():
+            raise UnavailableError(
+                "TM-3014",
+                f"transaction of {self._id}, send offsets: no answer within {OFFSETS_TIMEOUT_S:.0f} s; nothing of it "
+                "will be seen, the next claim sends it again",
+            )
+        if errors:
+            raise errors[0]
 
     def _call(self, what: str, request: Any) -> None:
         try:

@@ -16,6 +16,7 @@ from tidemill.core.records import Commit, Due, Mark, Partition, Reads, Span, Sta
 from tidemill.core.rows import revision_of
 from tidemill.core.state import digest, merge_latest, merge_pane
 from tidemill.io.commit_arguments import check_commit, is_silent
+from tidemill.io.slices import mark_of
 from tidemill.io.store_answers import (
     ClaimedPartition,
     ClaimView,
@@ -34,6 +35,9 @@ class _PartitionRecord:
     watermark: int = -1
     is_lagging: bool = False
     is_fresh: bool = False  # a start was recorded and nothing applied since
+    tried: int = 0
+    tried_at: int | str | None = ""  # "" = not claimed since it was given back
+    sequel: str = ""  # the mark of the last slice that moved no offset
     outbox: list[tuple[int, int, bytes]] = field(default_factory=list)
 
     def mark(self) -> Mark:
@@ -149,9 +153,17 @@ class MemoryStore:
         found = {}
         for partition in partitions:
             record = backend.partitions[partition]
+            if record.tried_at == record.applied:
+                record.tried += 1
+            else:
+                is_left_behind = record.owner != "" and record.owner.partition(":")[0] != self._owner_slot
+                record.tried = 2 if is_left_behind else 1
+            record.tried_at = record.applied
             record.owner = self._token
             applied = None if record.is_fresh else record.applied
-            found[partition] = ClaimedPartition(applied, record.committed, tuple(record.outbox))
+            found[partition] = ClaimedPartition(
+                applied, record.committed, tuple(record.outbox), record.tried, record.sequel
+            )
         return ClaimView(self._incarnation, frozenset(backend.lineage), found)
 
     def open_rebuild(self, new_incarnation: str, *earlier: str) -> str:
@@ -170,7 +182,7 @@ class MemoryStore:
         record = self._backend.partitions[partition]
         if record.applied is not None and not record.is_fresh:
             raise fenced("position", partition, expected="", found=str(record.applied))
-        record.applied = record.committed = offset
+        record.applied = record.committed = record.tried_at = offset
         record.is_fresh = True
 
     def touch(self, marks: Mapping[Partition, Mark]) -> None:
@@ -186,13 +198,13 @@ class MemoryStore:
         for partition in partitions:
             record = self._backend.partitions.get(partition)
             if record is not None and record.owner == self._token:
-                record.owner = ""
+                record.owner, record.tried_at = "", ""
 
     def set_positions(self, offsets: Mapping[Partition, int]) -> None:
         for partition, offset in offsets.items():
             record = self._backend.partitions[partition]
             record.applied = record.committed = offset
-            record.owner, record.is_fresh, record.outbox = "", False, []
+            record.owner, record.is_fresh, record.outbox, record.tried_at = "", False, [], ""
 
     def set_config(self) -> None:
         self._backend.config_digest = self._config_digest
@@ -238,6 +250,7 @@ def _advance(record: _PartitionRecord, span: Span, outputs: bytes) -> None:
         record.watermark = max(record.watermark, span.watermark)
     if span.start < span.next or outputs:
         record.outbox.append((span.start, span.next, outputs))
+        record.sequel = mark_of(outputs) if span.start == span.next else record.sequel
         record.is_fresh = False
 
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from obstore.exceptions import BaseError, NotFoundError
 from obstore.store import LocalStore, ObjectStore, from_url
+
+MISSING = (FileNotFoundError, NotFoundError)  # what a store raises for an object that is not there
+UNREACHABLE = (BaseError, OSError)  # what it raises, `MISSING` among them
 
 
 def open_store(url_or_folder: str | Path) -> ObjectStore:

@@ -27,7 +27,7 @@ from tidemill.io.source import SourceBatch, records_of
 SESSION_TIMEOUT_MS = 6_000  # a dead worker's partitions move within this
 POLL_RECORDS_MAX = 5_000
 POLL_S = 0.02  # also how soon a command is served
-POLL_FULL_S = 0.003  # while the worker is behind: how soon it gets the next batch once one is done
+POLL_FULL_S = 0.003  # while the worker is behind or held: how soon it gets the next batch once it may
 PAUSE_ABOVE_RECORDS = 20_000  # per partition: a few batches
 RESUME_BELOW_RECORDS = 10_000  # covers the .2 s that a resumed fetch takes to bring records again
 PAUSE_ABOVE_BYTES = 64 * 1024 * 1024  # over all partitions: large records must not fill the memory
@@ -59,7 +59,8 @@ class Polling:
     """Runs the group consumer and the time-ordered merge.
 
     For other threads to read, each replaced as a whole by the polling thread:
-        candidate_time: the time of the next record when only the group's limit holds it back, else None.
+        candidate_time: the time of the next record when only the group's limit holds it back and no batch is out.
+        epoch: of the claim whose records `candidate_time` speaks of; read it first.
         ends: behind the last record of each partition as far as is known; markers at the end do not count.
         last_error: what the client last complained about and tries again by itself.
     """
@@ -107,7 +108,7 @@ class Polling:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="poll", daemon=True)
         self._generation = 0
-        self._epoch, self._last_epoch = 0, 0  # of the batches that leave; as promised to the main thread
+        self.epoch, self._last_epoch = 0, 0  # of the batches that leave; as promised to the main thread
         self._next: dict[Place, int] = {}  # the next offset to receive; empty until the claim is done
         self._received: dict[Place, int] = {}  # behind the last record that came
         self._seen_end: dict[Place, int] = {}  # where the client last found nothing more to read
@@ -115,7 +116,7 @@ class Polling:
         self._bytes = 0
         self._paused: set[Place] = set()
         self._batches_out = 0
-        self._is_starved = False  # there is room for a batch, and none to be had
+        self._is_starved, self._is_held = False, False  # room for a batch: none to be had; one that the limit holds
         self._limit: int | None = None
         self._reported_at = 0.0
         self.candidate_time: int | None = None
@@ -190,7 +191,7 @@ class Polling:
         has_work = self._hand_over()
         is_full = self._batches_out >= BATCHES_OUT_MAX
         # `consume` alone waits for the whole count or the whole time; `poll` returns with the first message.
-        first = self._consumer.poll(0.0 if has_work else POLL_FULL_S if is_full else POLL_S)
+        first = self._consumer.poll(0.0 if has_work else POLL_FULL_S if is_full or self._is_held else POLL_S)
         if first is not None:
             self._take([first, *self._consumer.consume(POLL_RECORDS_MAX - 1, 0.0)])
         self._pause_or_resume()
@@ -256,8 +257,9 @@ class Polling:
             elif self._limit is not None:
                 next_time = self._merge.next_time()
                 candidate = next_time if next_time is not None and next_time > self._limit else None
+        self._is_held = candidate is not None
         self._is_starved = has_room and cut is None and candidate is None
-        self.candidate_time = candidate
+        self.candidate_time = None if self._batches_out else candidate  # a batch that is out holds earlier records
         return cut is not None
 
     def _source_batch(self, cut: Cut) -> SourceBatch:
@@ -265,7 +267,7 @@ class Polling:
         spans = {self._partition(place): span for place, span in cut.spans.items()}
         # Metadata of this moment, not of the commit: a batch that outlives its generation is refused by the group.
         return SourceBatch(
-            records_of(cut), spans, self._generation, self._epoch, self._consumer.consumer_group_metadata()
+            records_of(cut), spans, self._generation, self.epoch, self._consumer.consumer_group_metadata()
         )
 
     def _lagging(self) -> set[Place]:
@@ -357,7 +359,8 @@ class Polling:
     def _begin(self, generation: int, epoch: int, starts: Mapping[Partition, int], ended: Container[Partition]) -> None:
         if generation != self._generation:
             return  # a newer assignment is being claimed
-        self._epoch = epoch
+        self.candidate_time = None  # what waited in other partitions
+        self.epoch = epoch
         self._clear({(self._index_of[p.topic], p.number): offset for p, offset in starts.items()})
         for place, offset in self._next.items():
             self._merge.add_partition(*place, offset, is_ended=self._partition(place) in ended)

@@ -6,6 +6,11 @@ local incarnation = redis.call('GET', prefix .. 'incarnation')
 if incarnation then
   return {'open', incarnation}
 end
+-- guard: restoring
+if redis.call('EXISTS', prefix .. 'restoring') == 1 then
+  return {'restoring'}
+end
+-- end guard
 for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'partitions')) do
   if redis.call('HEXISTS', prefix .. 'p:' .. name, 'applied') == 1 then
     return {'not empty', name}

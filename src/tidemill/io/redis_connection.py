@@ -14,7 +14,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tidemill.errors import InvariantError, UnavailableError
+from tidemill.errors import ConfigError, InvariantError, UnavailableError
 from tidemill.io.commit_arguments import Argument
 
 CONNECT_DEADLINE_S = 2.0  # a server on the same network answers within milliseconds
@@ -45,16 +45,30 @@ Command = tuple[Argument, ...]
 class RedisConnection:
     """Connects at the first call. One thread owns it."""
 
-    def __init__(self, url: str, sources: Sequence[str]) -> None:
-        """`sources`: the scripts that commands may call by their hash."""
+    def __init__(self, url: str, sources: Sequence[str], *, answer_deadline_s: float | None = None) -> None:
+        """`sources`: the scripts that commands may call by their hash.
+
+        Raises:
+            ConfigError: TM-1080, the URL cannot be read.
+        """
         self._sources = tuple(sources)
-        self._client = redis.Redis.from_url(
-            url,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_connect_timeout=CONNECT_DEADLINE_S,
-            socket_timeout=ANSWER_DEADLINE_S,
-        )
+        try:
+            self._client = redis.Redis.from_url(
+                url,
+                protocol=2,
+                retry=Retry(NoBackoff(), 0),
+                socket_connect_timeout=CONNECT_DEADLINE_S,
+                socket_timeout=ANSWER_DEADLINE_S if answer_deadline_s is None else answer_deadline_s,
+            )
+            pool = self._client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # an option that nobody knows would show at the first call
+        except (ValueError, TypeError):
+            # What it says quotes the URL, and with it a part of the password.
+            raise ConfigError(
+                "TM-1080",
+                "redis_url cannot be read; write redis://, rediss:// or unix://, then user:password@host:port/0, and "
+                "options that exist; in a password %2F stands for /, %40 for @, %3A for :, %23 for #, %3F for ?",
+            ) from None
         settings = self._client.connection_pool.connection_kwargs
         self.address = settings.get("path") or f"{settings.get('host')}:{settings.get('port')}"
 
@@ -80,6 +94,7 @@ class RedisConnection:
         Raises:
             UnavailableError: TM-3101, no answer or not now, what was sent may have taken effect; TM-3102, the server is
                 full, nothing took effect.
+            ConfigError: TM-3103, its user may not run a command.
             InvariantError: TM-9102, the server refuses a command for good.
         """
         try:
@@ -103,6 +118,12 @@ class RedisConnection:
         except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, *_NOT_NOW_ERRORS, OSError) as error:
             raise self._unavailable(error) from error
         except redis.exceptions.RedisError as error:
+            if isinstance(error, redis.exceptions.NoPermissionError) or "ACL failure in script" in str(error):
+                raise ConfigError(
+                    "TM-3103",
+                    f"store at {self.address} does not let its user run {commands[0][0]!s}: {error}; grant what "
+                    "docs/own-servers.md lists, `tidemill doctor --acls` says what is missing",
+                ) from error
             if str(error).startswith(_NOT_NOW):
                 raise self._unavailable(error) from error
             raise InvariantError("TM-9102", f"store at {self.address} refused {commands[0][0]!s}: {error}") from error

@@ -4,14 +4,16 @@ In: reads, commits, claims of one worker. Out: state, marks, what a claim found.
 that makes all of its checks before its first write, so a commit applies as a whole or not at all.
 
 Keys begin with `tm:{<app>}:`: `s:<key>` feature state, `r:<id>` rows, `due:<partition>` sorted set of ids by due time,
-`p:<partition>` owner, applied, committed, watermark, lagging, fresh; `o:<partition>` outbox, `partitions`,
-`incarnation`, `lineage`, `config`, `features`; `filling` and `filled` while a fill goes on. The braces keep an app on
-one node: scripts name keys themselves.
+`p:<partition>` owner, applied, committed, watermark, lagging, fresh, tried, tried_at, sequel; `o:<partition>` outbox,
+`partitions`, `incarnation`, `lineage`, `config`, `features`; `filling` and `filled` while a fill goes on; of
+io/cut_store.py `cut`, `cut:kept`, `restoring`, `restored`. The braces keep an app on one node: scripts name keys
+themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ from typing import Any
 from tidemill.core.ports import Applied, Conflict
 from tidemill.core.records import Commit, Due, Mark, Partition, Reads, StateView
 from tidemill.core.state import digest
-from tidemill.errors import ConfigError, FencedError
+from tidemill.errors import ConfigError, FencedError, StateLostError
 from tidemill.io.commit_arguments import (
     Argument,
     check_commit,
@@ -34,6 +36,7 @@ from tidemill.io.redis_connection import Command, RedisConnection
 from tidemill.io.store_answers import (
     ClaimedPartition,
     ClaimView,
+    being_restored,
     fenced,
     lost_view,
     other_configuration,
@@ -64,6 +67,7 @@ class RedisStore:
         config_digest: str,
         features: str = "",
         random_hex: Callable[[int], str] = secrets.token_hex,
+        failpoint: Callable[[str], None] = lambda name: None,
     ) -> None:
         """Connects at the first call.
 
@@ -72,6 +76,7 @@ class RedisStore:
             config_digest: of everything that workers of one app must have in common.
             features: what the state belongs to (core.feature_versions); "" = not stated.
             random_hex: given a number of bytes, hex that no other claim ever had.
+            failpoint: hears "F3" once a commit's script has run, before its reply is looked at.
         """
         self._app = app
         self._prefix = f"tm:{{{app}}}:"
@@ -79,11 +84,13 @@ class RedisStore:
         self._config_digest = config_digest
         self._features = features
         self._random_hex = random_hex
+        self._failpoint = failpoint
         scripts = {name: load_script(name) for name in SCRIPT_NAMES}
         self._connection = RedisConnection(url, list(scripts.values()))
         self._hashes = {name: hashlib.sha1(source.encode()).hexdigest() for name, source in scripts.items()}
         self._token = UNCLAIMED
         self._incarnation: str | None = None
+        self._evicted: int | None = None  # keys, by the server's count at the last check
 
     @property
     def incarnation(self) -> str | None:
@@ -130,6 +137,7 @@ class RedisStore:
         check_commit(commit)
         arguments = commit_arguments(commit, self._prefix, self._incarnation or UNCLAIMED, self._token)
         answer, marks = self._connection.run(self._script("commit", *arguments), self._script("marks"))
+        self._failpoint("F3")
         if answer[0] == b"conflict":
             ids = list(commit.read_set)
             return Conflict(tuple(ids[place] for place in answer[1:]))
@@ -161,6 +169,8 @@ class RedisStore:
         answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
         if answer[0] == b"other configuration":
             raise other_configuration(self._app, ours=self._config_digest, found=answer[1].decode())
+        if answer[0] == b"restoring":
+            raise being_restored(self._app)
         if answer[0] == b"lost":
             return lost_view(tuple(partitions))
         _, incarnation, lineage, found = answer
@@ -170,9 +180,9 @@ class RedisStore:
             frozenset(each.decode() for each in lineage),
             {
                 parse_partition(name): ClaimedPartition(
-                    _number(applied), _number(committed), unpack_outbox(_pairs(outbox))
+                    _number(applied), _number(committed), unpack_outbox(_pairs(outbox)), attempts, sequel.decode()
                 )
-                for name, applied, committed, outbox in found
+                for name, applied, committed, outbox, attempts, sequel in found
             },
         )
 
@@ -185,6 +195,8 @@ class RedisStore:
             StateLostError: TM-4105, positions are left, so only a part of the store is gone.
         """
         answer = self._connection.run(self._script("rebuild", new_incarnation, *filter(None, earlier)))[0]
+        if answer[0] == b"restoring":
+            raise being_restored(self._app)
         if answer[0] == b"not empty":
             raise store_not_empty(self._app, parse_partition(answer[1]))
         return str(answer[1].decode())
@@ -238,6 +250,12 @@ class RedisStore:
         """Before a version is prepared anew: what was said of an earlier time does not count."""
         self._connection.run(("DEL", f"{self._prefix}loaded:{version}"))
 
+    def restored(self) -> Mapping[str, Any]:
+        """Of which cut this store was restored, as `apps.restoring` wrote it; empty = of none."""
+        found = self._connection.run(("GET", self._prefix + "restored"))[0]
+        values: dict[str, Any] = {} if found is None else json.loads(found)
+        return values
+
     def feature_digest(self) -> str:
         """Of the whole feature state; only meaningful while nobody commits."""
 
@@ -258,10 +276,11 @@ class RedisStore:
         return dict(counts)
 
     def check_server(self) -> None:
-        """Refuse a server that may forget.
+        """Refuse a server that may forget, or has forgotten since the first check.
 
         Raises:
             ConfigError: TM-4106, it evicts keys; TM-4107, it is older than 7.0.
+            StateLostError: TM-4140, it has evicted keys meanwhile.
         """
         address = self._connection.address
         info: dict[str, Any] = self._connection.run(("INFO",))[0]
@@ -270,6 +289,15 @@ class RedisStore:
             raise ConfigError(
                 "TM-4107",
                 f"store at {address} is Redis {version}; Tidemill needs Redis 7.0 or Valkey 7.2, or later",
+            )
+        evicted, before = int(info["evicted_keys"]), self._evicted
+        self._evicted = evicted
+        if before is not None and evicted > before:
+            raise StateLostError(
+                "TM-4140",
+                f"store at {address} has evicted {evicted - before} keys: state of {self._app} may have holes; set "
+                "`maxmemory-policy noeviction`, give it more memory, then delete all keys of the app "
+                f"({self._prefix}*): the worker rebuilds them from the log",
             )
         policy = info["maxmemory_policy"]
         if policy != "noeviction":

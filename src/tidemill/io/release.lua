@@ -3,7 +3,7 @@
 for at = 2, #ARGV do
   local record = KEYS[1] .. 'p:' .. ARGV[at]
   if redis.call('HGET', record, 'owner') == ARGV[1] then
-    redis.call('HDEL', record, 'owner')
+    redis.call('HDEL', record, 'owner', 'tried_at', 'tried')
   end
 end
 return {'applied'}

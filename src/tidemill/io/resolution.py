@@ -40,6 +40,8 @@ _PROMOTIONS = {
     "int": {"int", "long", "float", "double"},
     "long": {"long", "float", "double"},
     "float": {"float", "double"},
+    "string": {"string", "bytes"},
+    "bytes": {"string", "bytes"},
 }
 _MILLISECONDS = {"timestamp-micros": 1_000, "timestamp-nanos": 1_000_000, "time-micros": 1_000}
 _DAY_MS = 86_400_000
@@ -76,7 +78,9 @@ class Resolution:
         self._judge = Judge(schema)
         self._writer_plain = plain(schema)
         self._writer_parsed = fastavro.parse_schema(json.loads(json.dumps(self._writer_plain)))
-        self._reader_parsed = fastavro.parse_schema(json.loads(json.dumps(reader.plain)))
+        # A topic's records are one thing, whatever its writers call them; fields are matched by name.
+        named = {**reader.plain, "aliases": [*reader.plain.get("aliases", ()), schema["name"]]}
+        self._reader_parsed = fastavro.parse_schema(json.loads(json.dumps(named)))
         written = {each.name: each for each in field_types(schema)}
         self._sources = [(each, self._source(each, written, schema)) for each in reader.fields]
         self._written_types = {name: arrow_type(each, schema) for name, each in written.items()}
@@ -89,6 +93,21 @@ class Resolution:
     def read(self, bodies: Sequence[bytes]) -> tuple[pa.RecordBatch, list[int], dict[int, Fault]]:
         """Rows of the sound bodies, their places in `bodies` (ascending), and the faults of the others."""
         return self._read_bulk(bodies) if self.is_bulk else self._read_singly(bodies)
+
+    def check_is_told_from(self, other: Resolution | None) -> None:
+        """Two schemas with one fingerprint must mean the same: it does not cover the unit of a time.
+
+        Raises:
+            ConfigError: TM-1317.
+        """
+        for (field, ours), (_, theirs) in zip(self._sources, other._sources if other else (), strict=False):
+            if field.is_time and ours is not None and theirs is not None and ours.logical != theirs.logical:
+                raise ConfigError(
+                    "TM-1317",
+                    f"topic {self._reader.topic}: field {ours.name} is written as {ours.logical or 'a plain number'} "
+                    f"and as {theirs.logical or 'a plain number'} under one fingerprint, so nobody can tell the two "
+                    "apart; give the field of the new schema another name, and the reader's an alias",
+                )
 
     def _source(
         self, field: FieldType, written: Mapping[str, FieldType], schema: Mapping[str, Any]
@@ -207,7 +226,7 @@ class Resolution:
                         faults.setdefault(row, Fault(Code.NOT_RESOLVED, what))
                 if column.type != target:
                     column = column.cast(target, safe=False)
-            columns.append(_to_milliseconds(column, field))
+            columns.append(_to_milliseconds(column, field, source))
         return columns, faults
 
     def _read_singly(self, bodies: Sequence[bytes]) -> tuple[pa.RecordBatch, list[int], dict[int, Fault]]:
@@ -227,10 +246,10 @@ class Resolution:
                 kept.append(place)
             else:
                 faults[place] = fault
-        columns = [
-            _to_milliseconds(pa.array([row[field.name] for row in rows], self._reader.raw_types[field.name]), field)
-            for field in self._reader.fields
-        ]
+        columns = []
+        for field, source in self._sources:
+            column = pa.array([row[field.name] for row in rows], self._reader.raw_types[field.name])
+            columns.append(_to_milliseconds(column, field, source))
         return pa.RecordBatch.from_arrays(columns, schema=self._reader.arrow), kept, faults
 
 
@@ -278,13 +297,15 @@ def _known_symbols(column: pa.Array, field: FieldType) -> tuple[pa.Array, list[t
     return column, [(row, column[row].as_py()) for row in rows]
 
 
-def _to_milliseconds(column: pa.Array, field: FieldType) -> pa.Array:
+def _to_milliseconds(column: pa.Array, field: FieldType, source: FieldType | None) -> pa.Array:
+    """Values are in the unit of the writer, where it names one."""
     if not field.is_time:
         return column
     column = column.cast(pa.int64())
-    if field.logical == "date":
+    logical = source.logical if source is not None and source.is_time else field.logical
+    if logical == "date":
         return pc.multiply(column, _DAY_MS)
-    unit = _MILLISECONDS.get(field.logical.removeprefix("local-"), 1)
+    unit = _MILLISECONDS.get(logical.removeprefix("local-"), 1)
     if unit == 1:
         return column
     # Floor, also before 1970: Arrow's division would go towards zero.

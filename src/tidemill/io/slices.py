@@ -10,6 +10,7 @@ and headers.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Sequence
 
@@ -23,6 +24,11 @@ _OUTPUT = struct.Struct("<Hii")
 _TIMESTAMP = struct.Struct("<q")
 _HAS_EXTRAS = 0x8000
 _TOPICS_MAX = _HAS_EXTRAS  # index and flag share 16 bits
+
+
+def mark_of(packed: bytes) -> str:
+    """Names a slice by its content, in hex; `commit.lua` makes the same."""
+    return hashlib.sha1(packed, usedforsecurity=False).hexdigest()[:16]
 
 
 def pack_slice(outputs: Sequence[Output]) -> bytes:

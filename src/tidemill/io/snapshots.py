@@ -14,10 +14,10 @@ from hashlib import blake2b
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from obstore.exceptions import AlreadyExistsError, NotFoundError
+from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError
 
 from tidemill.core.snapshot import ModelSnapshot, digest_of
-from tidemill.errors import ModelRefusedError
+from tidemill.errors import ModelRefusedError, UnavailableError
 from tidemill.io.object_store import open_store
 
 FORMAT = "tidemill.models.v1"
@@ -68,10 +68,18 @@ def _warn(reason: str) -> None:
 class SnapshotStore:
     """Snapshots by app, features and N; those of other features neither collide nor push out."""
 
-    def __init__(self, url_or_folder: str | Path, *, kept: int = KEPT) -> None:
-        """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
+    def __init__(
+        self,
+        url_or_folder: str | Path,
+        *,
+        kept: int = KEPT,
+        failpoint: Callable[[str, Callable[[], object]], None] = lambda name, bring_about: None,
+    ) -> None:
+        """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix. `failpoint` hears "F10"
+        before a snapshot is written, and how to leave half of it there."""
         self._store = open_store(url_or_folder)
         self._kept = kept
+        self._failpoint = failpoint
 
     def put(self, app: str, snapshot: ModelSnapshot) -> bool:
         """Write the snapshot unless its N has one, then drop the oldest beyond `kept`.
@@ -82,9 +90,21 @@ class SnapshotStore:
             False when an equal one was there.
         Raises:
             ModelRefusedError: the one that is there has another digest: two workers folded the same log differently.
+            UnavailableError: TM-3306, it was not written; those that were there still are.
         """
+        try:
+            return self._put(app, snapshot)
+        except BaseError as error:
+            raise UnavailableError(
+                "TM-3306",
+                f"snapshot of {app} at N = {snapshot.n} was not written: {str(error).splitlines()[0]}; serving goes "
+                "on, but a worker that starts folds the log from an older one: make room, or make the store writable",
+            ) from error
+
+    def _put(self, app: str, snapshot: ModelSnapshot) -> bool:
         folder = _folder(app, snapshot.feature_digest)
         path, data = f"{folder}{snapshot.n:020d}{SUFFIX}", pack_snapshot(snapshot)
+        self._failpoint("F10", lambda: self._store.put(path, data[: len(data) // 2], mode="overwrite"))
         try:
             self._store.put(path, data, mode="create")
         except AlreadyExistsError:

@@ -19,5 +19,5 @@ if found[2] and not found[3] then
   return {'fenced', 'position', name, '', found[2]}
 end
 -- end guard
-redis.call('HSET', record, 'applied', ARGV[4], 'committed', ARGV[4], 'fresh', '1')
+redis.call('HSET', record, 'applied', ARGV[4], 'committed', ARGV[4], 'fresh', '1', 'tried_at', ARGV[4])
 return {'applied'}

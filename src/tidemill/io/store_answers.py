@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tidemill.core.records import Partition
-from tidemill.errors import ConfigError, FencedError, StateLostError
+from tidemill.errors import ConfigError, FencedError, StateLostError, UnavailableError
 
 _CHECKS = {
     "owner": ("TM-4101", "another worker claimed it"),
@@ -26,11 +26,16 @@ class ClaimedPartition:
     applied: the next offset to apply; None = nothing was applied yet, though a start may have been recorded.
     committed: the next offset known to be published; None = none yet.
     slices: (start, next, outputs) of the outbox, in order.
+    attempts: claims that found the partition at this position, this one included; an owner of another slot that never
+        gave it back counts as one, for it died or hangs.
+    sequel: the mark of the last slice applied that moved no offset, "" = none yet (io/slices.py).
     """
 
     applied: int | None
     committed: int | None
     slices: tuple[tuple[int, int, bytes], ...] = ()
+    attempts: int = field(default=1, compare=False)  # how often it was tried is no part of where it stands
+    sequel: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,4 +76,11 @@ def store_not_empty(app: str, partition: Partition) -> StateLostError:
         "TM-4105",
         f"app {app}: the store has no incarnation but holds a position of {partition}: part of it was deleted, so a "
         "rebuild would count records twice; restore the store from a backup, or empty it with `tidemill reset`",
+    )
+
+
+def being_restored(app: str) -> UnavailableError:
+    return UnavailableError(
+        "TM-4108",
+        f"app {app}: the store is being restored from a snapshot; the worker claims again once it is whole",
     )

@@ -66,6 +66,14 @@ class Telemetry:
         )
         self._n = Gauge("tidemill_examples_folded", "N: the next offset of the examples log.", registry=self.registry)
         self._stalled = Gauge("tidemill_stalled", "1 when committed progress has stopped.", registry=self.registry)
+        self._registry_age = Gauge(
+            "tidemill_schema_registry_age_seconds",
+            "Since the schema registry last answered; 0 without one.",
+            registry=self.registry,
+        )
+        self._snapshots_failed = Gauge(
+            "tidemill_snapshots_failed", "Snapshots that could not be written since the start.", registry=self.registry
+        )
 
     def observe_cycle(
         self,
@@ -91,8 +99,15 @@ class Telemetry:
             self._watermark.labels(partition.topic, partition.number).set(watermark / 1000)
         self._n.set(n)
 
+    def watch_schema_registry(self, age_s: Callable[[], float]) -> None:
+        """Show the age of what is known of the schema registry at every scrape."""
+        self._registry_age.set_function(age_s)
+
     def set_out_of_order(self, count: int) -> None:
         self._out_of_order.set(count)
+
+    def set_snapshots_failed(self, count: int) -> None:
+        self._snapshots_failed.set(count)
 
     def set_stalled(self, is_stalled: bool) -> None:
         self._stalled.set(int(is_stalled))

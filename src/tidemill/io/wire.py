@@ -7,6 +7,7 @@ record is in the batch exactly once, as a row, a punctuation or a dead letter; n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from tidemill.core.records import Batch, Command, DeadLetter, Int64s, Kind, Part
 from tidemill.core.rules import broken_text, first_broken
 from tidemill.core.spec import AppSpec, RuleSpec, TopicSpec
 from tidemill.io.dead_letters import Code, dead_letter_output
-from tidemill.io.framing import CONFLUENT_MAGIC, HEADER_BYTES, MAGIC, fingerprint_text
+from tidemill.io.framing import CONFLUENT_HEADER_BYTES, CONFLUENT_MAGIC, HEADER_BYTES
+from tidemill.io.input_topic import InputTopic, Schemas, header_in
 from tidemill.io.judge import Fault
+from tidemill.io.limits import RecordLimits
 from tidemill.io.outputs import (
     Encoder,
     FeatureShape,
@@ -29,24 +32,15 @@ from tidemill.io.outputs import (
     decode_rows,
     without_commands,
 )
-from tidemill.io.resolution import ReaderSchema, Resolution
 from tidemill.io.source import PUNCTUATION_HEADER, Message, SourceRecord
 
-VALUE_BYTES_MAX = 1024 * 1024  # Kafka's own default of message.max.bytes
-
 _KIND_OF_ROLE = {"event": Kind.EVENT, "label": Kind.LABEL, "context": Kind.CONTEXT}
+_STAGES = {Code.RULE: "rules", Code.KILLS_SCORING: "score"}
 _RANK_OF_ROLE = {"context": 0, "label": 1, "event": 2}
 _PUNCTUATION_RANK = 3
 
-
-class _Topic:
-    """One input topic: its readers by header, and the places of a batch's records by header."""
-
-    def __init__(self, spec: TopicSpec, writers: Sequence[Mapping[str, Any]]) -> None:
-        self.spec = spec
-        self.reader = ReaderSchema(spec.name, spec.schema)
-        self.refusing = [rule for rule in spec.rules if rule.otherwise == "dead_letter"]
-        self.resolutions = {each.header: each for each in (Resolution(self.reader, w) for w in (spec.schema, *writers))}
+_Group = tuple[list[int], list[bytes]]  # positions and bodies
+_Bodies = dict[tuple[int, bytes], _Group]  # by topic and header
 
 
 class InputDecoder:
@@ -54,7 +48,7 @@ class InputDecoder:
 
     Args:
         writer_schemas: by topic, older versions that records may still be written with; the reader's is always known.
-        max_value_bytes: larger values become dead letters.
+        schemas: where the schemas of other writers are looked up; None = what is not declared is unknown.
     Raises:
         ConfigError: a reader's schema cannot read what one of its writers wrote.
     """
@@ -63,10 +57,11 @@ class InputDecoder:
         self,
         spec: AppSpec,
         writer_schemas: Mapping[str, Sequence[dict[str, Any]]] | None = None,
-        max_value_bytes: int = VALUE_BYTES_MAX,
+        schemas: Schemas | None = None,
     ) -> None:
-        self._topics = [_Topic(topic, (writer_schemas or {}).get(topic.name, ())) for topic in spec.topics]
-        self._max_value_bytes = max_value_bytes
+        self._topics = [InputTopic(topic, (writer_schemas or {}).get(topic.name, ()), schemas) for topic in spec.topics]
+        self._max_value_bytes = spec.limits.value_bytes
+        self._limits = [RecordLimits(spec, one.spec, one.reader.arrow) for one in self._topics]
         self._kinds = np.array([_KIND_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
         self._ranks = np.array([_RANK_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
         self._has_time_fields = any(topic.time_field is not None for topic in spec.topics)
@@ -75,20 +70,34 @@ class InputDecoder:
         """The columns that good records of an input topic have."""
         return next(each.reader.arrow for each in self._topics if each.spec.name == topic)
 
-    def decode(self, records: Sequence[SourceRecord], spans: Mapping[Partition, Span]) -> Batch:
-        """The batch of `records`; positions are theirs unless a time field re-sorts them."""
-        bodies: dict[tuple[int, bytes], tuple[list[int], list[bytes]]] = {
+    def decode(
+        self,
+        records: Sequence[SourceRecord],
+        spans: Mapping[Partition, Span],
+        condemned: Mapping[int, Fault] = MappingProxyType({}),
+    ) -> Batch:
+        """The batch of `records`; positions are theirs unless a time field re-sorts them.
+
+        Args:
+            condemned: by position, records that are dead letters without being looked at.
+        Raises:
+            UnavailableError: TM-3060, a schema has to be looked up and its registry is away.
+        """
+        bodies: _Bodies = {
             (index, header): ([], []) for index, topic in enumerate(self._topics) for header in topic.resolutions
         }
-        faults: dict[int, Fault] = {}
+        faults: dict[int, Fault] = dict(condemned)
         punctuations: dict[int, int] = {}
         for position, (_, topic_index, _, _, message) in enumerate(records):
+            if position in condemned:
+                continue
             value = message.value()
             if value is not None and len(value) <= self._max_value_bytes and message.key() is not None:
-                group = bodies.get((topic_index, value[:HEADER_BYTES]))
+                size = CONFLUENT_HEADER_BYTES if value[:1] == CONFLUENT_MAGIC else HEADER_BYTES
+                group = bodies.get((topic_index, value[:size])) or self._new_group(topic_index, value, bodies)
                 if group is not None:
                     group[0].append(position)
-                    group[1].append(value[HEADER_BYTES:])
+                    group[1].append(value[size:])
                     continue
             read = self._without_body(message, topic_index)
             if isinstance(read, Fault):
@@ -109,6 +118,13 @@ class InputDecoder:
         order = self._order(time, kind, topic_index_of, partition, offset) if self._has_time_fields else None
         return _batch(spans, (time, kind, topic_index_of, partition, offset), found, letters, order)
 
+    def _new_group(self, topic_index: int, value: bytes, bodies: _Bodies) -> _Group | None:
+        """Where bodies with a header go that was not known so far; None when they cannot be read."""
+        header = header_in(value)
+        if header is None or self._topics[topic_index].learn(header) is not None:
+            return None
+        return bodies.setdefault((topic_index, header), ([], []))
+
     def _without_body(self, message: Message, topic_index: int) -> Fault | int:
         """What a record is that has no readable body: a punctuation's time, or a fault."""
         value, key = message.value(), message.key()
@@ -123,27 +139,17 @@ class InputDecoder:
             return Fault(
                 Code.TOO_LARGE, f"has a value of {len(value)} bytes, over the limit of {self._max_value_bytes}"
             )
-        if value[:1] == CONFLUENT_MAGIC:
-            return Fault(
-                Code.CONFLUENT_FRAMED,
-                "begins with 00, the framing of a schema registry, which this version does not read; "
-                "send Avro single objects (C3 01)",
-            )
-        if value[:2] != MAGIC or len(value) < HEADER_BYTES:
-            return Fault(
-                Code.NOT_FRAMED,
-                f"begins with {value[:2].hex(' ') or 'nothing'} and has {len(value)} bytes; an Avro single object "
-                f"begins with C3 01 and a fingerprint, {HEADER_BYTES} bytes",
-            )
-        known = ", ".join(map(fingerprint_text, self._topics[topic_index].resolutions))
-        return Fault(
-            Code.UNKNOWN_SCHEMA,
-            f"was written with schema {fingerprint_text(value[:HEADER_BYTES])}; known here: {known}",
+        header = header_in(value)
+        fault = None if header is None else self._topics[topic_index].learn(header)
+        return fault or Fault(
+            Code.NOT_FRAMED,
+            f"begins with {value[:2].hex(' ') or 'nothing'} and has {len(value)} bytes; an Avro single object "
+            f"begins with C3 01 and a fingerprint, {HEADER_BYTES} bytes",
         )
 
     def _read(
         self,
-        bodies: Mapping[tuple[int, bytes], tuple[list[int], list[bytes]]],
+        bodies: _Bodies,
         time: Int64s,
         faults: dict[int, Fault],
     ) -> dict[str, TopicRecords]:
@@ -162,7 +168,7 @@ class InputDecoder:
             times = time[places]
             if topic.spec.time_field is not None:
                 times = columns.column(topic.spec.time_field).fill_null(-1).cast(pa.int64()).to_numpy()
-            unfit = _unfit(topic.spec, columns, times)
+            unfit = {**self._limits[topic_index].find_excess(columns), **_unfit(topic.spec, columns, times)}
             if topic.refusing:
                 unfit = {**_rule_breakers(topic.refusing, columns), **unfit}
             if unfit:
@@ -186,7 +192,7 @@ class InputDecoder:
             timestamp=message.timestamp()[1],
             code=str(fault.code),
             message=f"{partition}@{record.offset}: {fault.what}",
-            stage="rules" if fault.code is Code.RULE else "decode",
+            stage=_STAGES.get(fault.code, "decode"),
         )
 
     def _order(

@@ -1,0 +1,193 @@
+"""Put a snapshot of the store back: what a worker does that finds the store lost, and `tidemill restore`.
+
+In: an app's snapshots, the group's offsets. Out: a store that stands where the snapshot was taken; the claims of the
+workers then roll it forward through the log. Invariant: only an empty store is filled, only by one process, and nobody
+can claim it meanwhile.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from tidemill.apps.models import store_place
+from tidemill.apps.roll_forward import name_of_record
+from tidemill.config import Settings, config_digest
+from tidemill.core.labels import due_time
+from tidemill.core.records import Due, Partition
+from tidemill.core.rows import partition_of, unpack_row
+from tidemill.core.spec import AppSpec
+from tidemill.errors import StateLostError
+from tidemill.io import kafka
+from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
+from tidemill.io.kafka_reader import read_topic_from
+from tidemill.io.slices import unpack_slice
+from tidemill.io.store_snapshots import StoreSnapshot, StoreSnapshots
+
+ROW = b"r:"
+PUT_KEYS = 1_000  # per script
+SLICE_START = 8  # bytes of a stored slice before its outputs: where its span begins (io/commit_arguments.py)
+
+
+def snapshots_of(settings: Settings) -> StoreSnapshots:
+    return StoreSnapshots(store_place(settings, "stores"), settings.app.name)
+
+
+class NewestSnapshot:
+    """What a worker does that finds the store lost: the newest snapshot that fits, or nothing."""
+
+    def __init__(self, settings: Settings, report: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._report = report
+
+    def __call__(self, committed: Mapping[Partition, tuple[int | None, str]]) -> bool:
+        """Restore it; False when there is none, so that the log has to do it all.
+
+        Raises:
+            UnavailableError: TM-4108, another worker is at it.
+        """
+        snapshot = newest_fit(self._settings, committed, self._report)
+        if snapshot is None:
+            return False
+        self._report(f"restoring the store from snapshot {snapshot.id}, {snapshot.keys:,} keys")
+        began = time.monotonic()
+        put_back(self._settings, snapshot, committed)
+        self._report(f"restored in {time.monotonic() - began:.1f} s")
+        return True
+
+
+def unfit(snapshot: StoreSnapshot, digest: str, committed: Mapping[Partition, tuple[int | None, str]]) -> str | None:
+    """Why the log cannot go on from this snapshot; None = it can.
+
+    Args:
+        digest: of the app's configuration.
+        committed: the group's offsets with their metadata, of all partitions of the app.
+    """
+    if snapshot.head.config_digest != digest:
+        return f"it is of configuration {snapshot.head.config_digest}, the app's is {digest}"
+    stores = {metadata.partition("/")[0] for _, metadata in committed.values()} - {""}
+    if snapshot.head.incarnation not in stores:
+        known = ", ".join(sorted(stores)) or "none"
+        return f"it is of store {snapshot.head.incarnation}, the group's offsets are of {known}"
+    for partition, (at, _) in committed.items():
+        applied = applied_of(snapshot.head, partition)
+        if applied is not None and applied > (at or 0) and not snapshot.head.partitions[partition].slices:
+            return f"it stands at {applied} of {partition}, the group at {at}: the group's offsets were moved back"
+    return None
+
+
+def newest_fit(
+    settings: Settings, committed: Mapping[Partition, tuple[int | None, str]], report: Callable[[str], None]
+) -> StoreSnapshot | None:
+    """The newest whole snapshot from which the log can go on; those that are passed over are reported, with reasons."""
+    place = snapshots_of(settings)
+    for id_ in place.ids():
+        try:
+            snapshot = place.load(id_)
+            reason = unfit(snapshot, config_digest(settings.app), committed)
+            if reason is None:
+                place.check(snapshot)
+                return snapshot
+            report(f"snapshot {id_} does not fit: {reason}")
+        except StateLostError as error:
+            report(str(error))
+    return None
+
+
+def put_back(
+    settings: Settings, snapshot: StoreSnapshot, committed: Mapping[Partition, tuple[int | None, str]]
+) -> None:
+    """Make the snapshot the store; its parts have been checked.
+
+    Raises:
+        StateLostError: TM-4105, TM-4114, the store is not empty.
+        UnavailableError: TM-4108, somebody else restores.
+    """
+    assert settings.bootstrap_servers is not None and settings.redis_url is not None
+    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    names = tuple(topic.name for topic in settings.app.topics)
+    store = CutStore(settings.redis_url, settings.app.name)
+    try:
+        store.begin_restore()
+        for page in snapshots_of(settings).pages(snapshot):
+            for first in range(0, len(page), PUT_KEYS):
+                pairs = page[first : first + PUT_KEYS]
+                store.put(pairs, _due_of(pairs, settings.app, names))
+        published = _published(clients, settings.app, snapshot)
+        store.finish(
+            _without_published(snapshot.head, published, f"{settings.app.name}.commits.v1"),
+            incarnation=secrets.token_hex(8),
+            earlier=frozenset(metadata.partition("/")[0] for _, metadata in committed.values()),
+            restored=_origin(snapshot, settings.app),
+        )
+    finally:
+        store.close()
+
+
+def _due_of(pairs: list[Pair], spec: AppSpec, names: tuple[str, ...]) -> Iterator[Due]:
+    """The due entries that the rows among the pairs have."""
+    for key, value in pairs:
+        if key.startswith(ROW):
+            row = unpack_row(value)
+            yield Due(partition_of(row, names), key[len(ROW) :].decode(), due_time(spec.label, row))
+
+
+def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
+    """What a roll-forward has to know of the cut, see `RedisStore.restored`."""
+    commits_topic = f"{spec.name}.commits.v1"
+    return {
+        "snapshot": snapshot.id,
+        "log_ends": {topic: list(ends) for topic, ends in snapshot.log_ends.items()},
+        "partitions": [
+            {
+                "topic": partition.topic,
+                "number": partition.number,
+                "applied": applied_of(snapshot.head, partition) or 0,
+                "open_rows": list(snapshot.open_rows.get(partition, (0, 0))),
+                "known": [
+                    name_of_record(output.value or b"")
+                    for slice_ in found.slices.values()
+                    for output in unpack_slice(slice_[SLICE_START:])
+                    if output.topic == commits_topic
+                ],
+            }
+            for partition, found in snapshot.head.partitions.items()
+        ],
+    }
+
+
+def _published(clients: Mapping[str, Any], spec: AppSpec, snapshot: StoreSnapshot) -> frozenset[bytes]:
+    """The commits log from the cut on, if the cut holds slices that might be in it."""
+    topic = f"{spec.name}.commits.v1"
+    if not any(found.slices for found in snapshot.head.partitions.values()):
+        return frozenset()
+    starts = snapshot.log_ends.get(topic, ())
+    return frozenset(m.value() or b"" for messages in read_topic_from(clients, topic, starts) for m in messages)
+
+
+def _without_published(head: CutHead, published: frozenset[bytes], commits_topic: str) -> CutHead:
+    """The cut without the slices that Kafka holds: those that move no offset would be published a second time.
+
+    A slice is there when its commit record is, for its outputs are one transaction.
+    """
+
+    def is_open(slice_: bytes) -> bool:
+        records = {o.value or b"" for o in unpack_slice(slice_[SLICE_START:]) if o.topic == commits_topic}
+        return not (records and records <= published)
+
+    return replace(
+        head,
+        partitions={
+            partition: PartitionCut(found.record, {at: one for at, one in found.slices.items() if is_open(one)})
+            for partition, found in head.partitions.items()
+        },
+    )
+
+
+def applied_of(head: CutHead, partition: Partition) -> int | None:
+    """The next offset that a cut's store had to apply; None = none yet."""
+    found = head.partitions.get(partition)
+    return None if found is None else found.applied

@@ -1,0 +1,123 @@
+"""A rebuild settles what was settled, and no more: each outcome is counted once, whatever was lost and when."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, kafka_in_memory, row_states
+from tests.test_pipeline import LAW, app_of, assert_balances_close, streams
+from tidemill.core.records import Due, Outcome, Partition
+from tidemill.core.rows import Row, RowState, pack_row, unpack_row
+from tidemill.core.settlements import Example, Labelled, Settled, Settlements
+
+DAY_MS = 86_400_000
+A, B = Partition("events", 0), Partition("events", 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def kafka() -> Iterator[None]:
+    with kafka_in_memory():
+        yield
+
+
+@LAW
+@given(streams(), st.sets(st.integers(1, 30)), st.none() | st.integers(0, 30))
+def test_after_a_rebuild_every_outcome_is_still_counted_once(
+    stream: list[tuple[str, int, int, dict[str, Any]]], before: set[int], kept: int | None
+) -> None:
+    """`kept` records survive in an older copy of the store; None: the store is empty and is rebuilt."""
+    app = app_of(stream)
+    live = Worker(app, scorer=ConstantScorer(0.3, n=4)).claim()
+    records = live.left()
+    survivor = App(machinery=app.machinery).backend
+    if kept is not None:
+        live.run(records[:kept])
+        survivor = copy.deepcopy(app.backend)
+    live.run_all(sorted(before)).run()
+    digest, outcomes, published = app.digest(), app.log.outcomes(), {t: app.log.outputs(t) for t in OUTPUTS}
+    rows = row_states(app.backend)
+
+    app.backend = survivor
+    Worker(app).claim().run()
+    assert app.digest() == digest
+    assert app.log.outcomes() == outcomes
+    assert {t: app.log.outputs(t) for t in OUTPUTS[:2]} == {t: published[t] for t in OUTPUTS[:2]}
+    assert row_states(app.backend) == rows
+    assert_balances_close(app)
+
+
+def test_a_label_that_was_an_orphan_because_its_row_had_expired_stays_one_in_a_rebuild() -> None:
+    app = App()
+    event = app.inputs.add("events", 1_000, id="a", shop="s", user=1, amount=1.0)
+    label = app.inputs.add("outcomes", 2_000, id="a", outcome=1)  # in time, but it comes too late
+    live = Worker(app).claim()
+    live.run([event])
+    live.run(group_watermark=100 * DAY_MS)
+    live.run([label], group_watermark=-1)
+    outcomes, digest = app.log.outcomes(), app.digest()
+    assert outcomes[Outcome.EXPIRED] == outcomes[Outcome.ORPHAN] == 1
+
+    app.backend = App(machinery=app.machinery).backend
+    Worker(app).claim()
+    assert app.digest() == digest
+    assert [unpack_row(row).state for row in app.backend.rows.values()] == [RowState.EXPIRED]
+    assert app.log.outcomes() == outcomes
+
+
+# --- which rows are settled again
+
+
+def a_row(state: RowState, event_time: int = 10, label_time: int = -1, label: int = -1) -> bytes:
+    return pack_row(Row(1, state, event_time, label_time, label, 0, 0, 0, b""))
+
+
+def some_due(*rows: tuple[str, int, bytes], place: Partition = A) -> list[tuple[Due, bytes | None]]:
+    return [(Due(place, id_, time), row) for id_, time, row in rows]
+
+
+def chosen_ids(settlements: Settlements, due: list[tuple[Due, bytes | None]]) -> list[str]:
+    return [entry.id for entry, _ in settlements.choose(due)]
+
+
+def test_only_as_many_rows_expire_as_the_log_counts_the_earliest_first() -> None:
+    settlements = Settlements({A: [Settled(0, 5, 100, 1, 0), Settled(5, 9, 200, 1, 0)]}, Labelled([]))
+    due = some_due(*((id_, at, a_row(RowState.PENDING)) for id_, at in (("a", 20), ("b", 30), ("c", 40))))
+    assert chosen_ids(settlements, due) == []  # no commit was passed yet
+    settlements.advance(A, before=5)
+    assert chosen_ids(settlements, due) == ["a"]
+    assert chosen_ids(settlements, due) == ["a"]  # a conflict asks again
+    settlements.spend(settlements.choose(due))
+    settlements.advance(A, before=9)
+    assert settlements.watermark == 200
+    assert chosen_ids(settlements, due[1:]) == ["b"]
+
+
+def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
+    settlements = Settlements({A: [Settled(0, 5, 100, 9, 0)], B: [Settled(0, 5, 300, 9, 0)]}, Labelled([]))
+    settlements.advance(A, before=5)
+    settlements.advance(B, before=5)
+    row = a_row(RowState.PENDING)
+    assert chosen_ids(settlements, some_due(("a", 99, row), ("b", 100, row))) == ["a"]
+    assert chosen_ids(settlements, some_due(("c", 299, row), place=B)) == ["c"]
+
+
+def test_what_an_example_was_made_of_does_not_expire_and_what_ended_is_forgotten_without_count() -> None:
+    labelled = Labelled([Example("joined", 10, 50, 1), Example("waited", 77, 60, 0)])
+    settlements = Settlements({A: [Settled(0, 5, 100, 9, 1)]}, labelled)
+    settlements.advance(A, before=5)
+    due = some_due(
+        ("joined", 20, a_row(RowState.PENDING)),
+        ("expired", 21, a_row(RowState.PENDING)),
+        ("waited", 22, a_row(RowState.WAITING, -1, 60, 0)),
+        ("orphan", 23, a_row(RowState.WAITING, -1, 60, 0)),
+        ("orphan too many", 24, a_row(RowState.WAITING, -1, 60, 0)),
+        ("forgotten", 25, a_row(RowState.JOINED)),
+        ("expired before", 26, a_row(RowState.EXPIRED)),
+    )
+    assert chosen_ids(settlements, due) == ["expired", "orphan", "forgotten", "expired before"]
