@@ -14,6 +14,11 @@ from tidemill.io.embedded import Servers, start_servers
 _app_numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with servers first: they take longest, and what is quick fills the gaps at the end of a run in parallel."""
+    items.sort(key=lambda item: item.get_closest_marker("servers") is None)
+
+
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     """Embedded Kafka and Valkey, shared: use topics and keys that begin with `app_name`, and do not stop them."""

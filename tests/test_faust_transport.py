@@ -126,7 +126,7 @@ def test_nothing_is_lost_or_doubled_while_workers_join_and_leave(
             async with first:
                 await first.until(lambda: first.record_count > 300)
                 await second.until(lambda: second.record_count > 300)
-                assert len(first.partitions) == len(second.partitions) == 2
+                await second.until(lambda: len(first.partitions) == len(second.partitions) == 2)
                 await asyncio.to_thread(events.write, 8_000)
             async with again:  # a new process in the slot of the first: the others keep their partitions
                 await again.until(lambda: again.record_count > 300)

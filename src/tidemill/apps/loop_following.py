@@ -16,7 +16,7 @@ from tidemill.core.alerts import Alert
 from tidemill.core.roles import INITIAL
 from tidemill.core.spec import AppSpec
 from tidemill.core.story import StoryEvent
-from tidemill.io.kafka_reader import LogReader
+from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.loop_records import decode_alerts, decode_story
 
 READ_RECORDS_MAX = 1_000
@@ -63,8 +63,8 @@ class LoopFollower:
     """One thread owns it; `close` it."""
 
     def __init__(self, clients: Mapping[str, Any], app: AppSpec) -> None:
-        self._alerts = LogReader(clients, alerts_topic(app), 0)
-        self._story = LogReader(clients, models_topic(app), 0)
+        self._alerts = LogReader(clients, alerts_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._story = LogReader(clients, models_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         for reader in (self._alerts, self._story):
             reader.seek(0)
         self._entries: list[LoopEntry] = []

@@ -14,7 +14,7 @@ from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
 from tidemill.io import kafka
-from tidemill.io.kafka_reader import LogReader
+from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.loop_records import decode_ticks
 from tidemill.io.wire import decode
 
@@ -28,7 +28,7 @@ class AnsweredTicks:
         ensure_loop_topics(settings)
         clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
         self._at = Partition(drift_topic(settings.app), 0)
-        self._reader = LogReader(clients, *self._at)
+        self._reader = LogReader(clients, *self._at, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(0)
         self._group = kafka.GroupOffsets(clients, f"tidemill.{settings.app.name}.trainer")
         self._ends: list[tuple[int, int]] = []  # (end of the tick, its offset)

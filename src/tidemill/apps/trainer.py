@@ -33,7 +33,7 @@ from tidemill.core.story import StoryEvent, StoryKind
 from tidemill.core.ticks import Tick
 from tidemill.errors import InvariantError
 from tidemill.io import kafka
-from tidemill.io.kafka_reader import LogReader
+from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.kafka_writer import TransactionalWriter, group_metadata
 from tidemill.io.loop_records import decode_ticks
 from tidemill.io.telemetry import TrainerTelemetry
@@ -92,7 +92,7 @@ class Trainer:
         self._steering = Steering(self._spec)
         self._take(story_of(self._clients, app))
         self._at = Partition(drift_topic(app), 0)
-        self._ticks = LogReader(self._clients, *self._at)
+        self._ticks = LogReader(self._clients, *self._at, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._last: Tick | None = None  # the newest that was answered, without its records
         self._seek(kafka.committed_offsets(self._clients, trainer_id(app), [self._at])[self._at][0] or 0)
 

@@ -16,7 +16,7 @@ from tidemill.core.alerts import Alert
 from tidemill.core.spec import AppSpec
 from tidemill.core.ticks import Tick
 from tidemill.errors import StateLostError
-from tidemill.io.kafka_reader import LogReader
+from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.loop_records import decode_alerts, decode_ticks
 
 READ_RECORDS_MAX = 10_000
@@ -29,7 +29,7 @@ class Inbox:
     """One thread owns it; `close` it."""
 
     def __init__(self, clients: Mapping[str, Any], app: AppSpec) -> None:
-        self._reader = LogReader(clients, alerts_topic(app), 0)
+        self._reader = LogReader(clients, alerts_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(self._reader.first_offset())
         self._of_ticks: dict[int, list[Alert]] = {}
         self._answered_until = -1

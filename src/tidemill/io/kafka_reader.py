@@ -17,7 +17,8 @@ from tidemill.core.records import Partition
 from tidemill.errors import StateLostError, UnavailableError
 from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_unless_answered, watermark_offsets
 
-FETCH_WAIT_MS = 10
+FETCH_WAIT_MS = 10  # who reads to an end learns within it that a marker was the last of the log
+FOLLOW_WAIT_MS = 500  # who follows a log is sent what comes at once; asking less often costs everybody less
 TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic`; bounds memory
 
 
