@@ -86,7 +86,7 @@ def named_cause(shop: Shop) -> str:
         time.sleep(0.1)
     assert shop.worker.wait(ENDED_WITHIN_S) == 4, shop.log_text()
     line = next(line for line in shop.log_text().splitlines() if "TM-4030" in line)
-    assert "no progress: " in line and f"{shop.names['event']}[" in line
+    assert "no progress: " in line and (f"{shop.names['event']}[" in line or "no partition for" in line)
     return line.partition("likely cause: ")[2]
 
 
@@ -121,6 +121,16 @@ def test_broker_that_is_stopped_is_named(own: Servers, app_name: str, tmp_path: 
         assert shop.worker is not None
         shop.worker.send_signal(signal.SIGCONT)
         cause = named_cause(shop)
+    assert cause == f"the broker at {own.bootstrap_servers} does not answer"
+
+
+def test_broker_that_is_stopped_for_so_long_that_the_partitions_are_lost_is_named_too(
+    own: Servers, app_name: str, tmp_path: Path
+):
+    """A client gives its partitions up by itself when the group's coordinator is silent, and then has no lag."""
+    with a_worker(own, app_name, tmp_path) as shop, stopped(own, "kafka"):
+        cause = named_cause(shop)
+        assert "the group has given this worker no partition" in shop.log_text()
     assert cause == f"the broker at {own.bootstrap_servers} does not answer"
 
 

@@ -37,6 +37,7 @@ from tidemill.io.start_checks import check_port
 
 STOP_DEADLINE_S = 20.0  # a stop that takes longer is a hang: the process ends all the same
 STALLED_STOP_DEADLINE_S = 3.0  # what did not move for so long will not end tidily either
+LOST_PATIENCE = 2  # times `stall_after`: a broker that is away takes the partitions, and may be away for a minute
 LOOK_AGAIN_S = 0.005  # how often a worker that waits for others reads their marks
 SETTLE_EVERY_S = 0.2  # how often rows are settled while no records come
 UNAVAILABLE_S = 120.0  # a broker or store may be away for a minute; twice that is an operator's matter
@@ -70,6 +71,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._busy = asyncio.Lock()
         self._last_batch = time.monotonic()
+        self._lost_at: float | None = None  # when the group took the partitions away, until it gives some again
         self._consumer: Any = None
 
     async def run(self, *, web_port: int | None) -> int:
@@ -119,6 +121,7 @@ class Worker:
     async def on_assigned(self, partitions: frozenset[Partition], generation: int, group_metadata: object) -> None:
         assert self._engine is not None
         self._engine.current_generation = generation
+        self._lost_at = None
         self._claimed = (partitions, group_metadata)
         await self._claim(generation)
 
@@ -126,6 +129,7 @@ class Worker:
         """A batch whose script is sent ends; one that has not come so far is discarded by its next owner's claim."""
         assert self._engine is not None
         self._engine.current_generation = -1
+        self._lost_at = time.monotonic()
         failpoint("F12")
         async with self._busy:
             with suppress(UnavailableError):  # then its next owner tries their first records apart, at some cost
@@ -247,10 +251,13 @@ class Worker:
                 hidden = await asyncio.to_thread(self._causes.hidden, list(committed))
                 ends = {**ends, **{partition: end for partition, (_, end) in hidden.items()}}
             stall = self._watchdog.see(committed, ends, now_s=time.monotonic())
-            self._engine.telemetry.set_stalled(self._watchdog.is_stalled)
-            if stall is not None:
+            lost_s = 0.0 if self._lost_at is None else time.monotonic() - self._lost_at
+            is_lost = lost_s > LOST_PATIENCE * self._settings.worker.stall_after_s
+            self._engine.telemetry.set_stalled(self._watchdog.is_stalled or is_lost)
+            if stall is not None or is_lost:
                 cause = await asyncio.to_thread(self._causes.find, self._waiting(), list(committed))
-                error = UnavailableError("TM-4030", stall.text(cause))
+                lost = f"no progress: the group has given this worker no partition for {lost_s:.0f} s; likely cause: {cause}"
+                error = UnavailableError("TM-4030", lost if stall is None else stall.text(cause))
                 self._report(
                     f"stalled: {error}"
                 )  # now: a blocked thread may keep the process from saying it at its end
