@@ -256,8 +256,8 @@ class Worker:
             self._engine.telemetry.set_stalled(self._watchdog.is_stalled or is_lost)
             if stall is not None or is_lost:
                 cause = await asyncio.to_thread(self._causes.find, self._waiting(), list(committed))
-                lost = f"no progress: the group has given this worker no partition for {lost_s:.0f} s; likely cause: {cause}"
-                error = UnavailableError("TM-4030", lost if stall is None else stall.text(cause))
+                lost = f"no progress: the group has given this worker no partition for {lost_s:.0f} s; likely cause: "
+                error = UnavailableError("TM-4030", lost + cause if stall is None else stall.text(cause))
                 self._report(
                     f"stalled: {error}"
                 )  # now: a blocked thread may keep the process from saying it at its end
