@@ -101,7 +101,7 @@ def test_every_part_of_the_log_is_sound_by_itself(past: AuditedPast):
 
 @pytest.mark.parametrize(("start", "end"), [(5, 5), (0, 10_000), (9, 4)])
 def test_range_that_is_not_in_the_log_is_refused(past: AuditedPast, start: int, end: int):
-    with pytest.raises(ConfigError, match="TM-1060"):
+    with pytest.raises(ConfigError, match="TM-1069"):
         audited(past, start=start, end=end)
 
 

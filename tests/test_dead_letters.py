@@ -126,7 +126,7 @@ def test_a_record_of_somebody_else_has_no_origin():
 
 @pytest.mark.parametrize("text", ["orders", "orders[0]", "orders[x]@1", "[0]@1", "orders[0]@-1"])
 def test_what_is_no_place_is_refused(text: str):
-    with pytest.raises(ConfigError, match="TM-1060"):
+    with pytest.raises(ConfigError, match="TM-1071"):
         parse_place(text)
 
 

@@ -214,12 +214,8 @@ class SimulatedKafka:
     """Stands in for the module `tidemill.io.kafka`."""
 
     @staticmethod
-    def client_settings(world: World, settings: object) -> dict[str, Any]:
-        return {"world": world}
-
-    @staticmethod
-    def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, int]:
-        return {name: sum(place.topic == name for place in settings["world"].lanes) for name in topics}
+    def partitions_of(settings: Mapping[str, Any], topics: Sequence[str]) -> list[Partition]:
+        return [place for name in topics for place in sorted(settings["world"].lanes) if place.topic == name]
 
     @staticmethod
     def committed_offsets(

@@ -261,6 +261,7 @@ class Workshop:
         replaced: dict[Any, dict[str, Any]] = {
             engine: {
                 "kafka": SimulatedKafka,
+                "clients_of": lambda settings: {"world": world},
                 "ensure_output_topics": lambda settings: [],
                 "InputDecoder": lambda spec, **named: self.machinery.decoder,
                 "FeaturePlan": lambda spec: self.pipeline.plan,

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tidemill.apps.alerts import alert_as_json, cloud_event, time_text
+from tidemill.apps.clients import clients_of
 from tidemill.apps.topics import alerts_topic, ensure_loop_topics
 from tidemill.config import Settings, SinkSettings
 from tidemill.core.alerts import Alert, Severity
@@ -82,7 +83,7 @@ class Forwarder:
         self._at = Partition(alerts_topic(settings.app), 0)
         self.counts: Counter[str] = Counter()  # by outcome: taken, refused, passed over, failed
         ensure_loop_topics(settings)
-        self._clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        self._clients = clients_of(settings)
         self._sinks = [self._opened(number, sink) for number, sink in enumerate(settings.sinks)]
 
     def run(self, *, is_until_end: bool, is_stopped: Callable[[], bool]) -> None:

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.topics import alerts_topic, drift_topic
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Output
 from tidemill.core.spec import AppSpec
 from tidemill.errors import ConfigError
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
 from tidemill.io.loop_records import ALERT_SCHEMA, decode_alerts, decode_ticks, encode_alerts
@@ -99,7 +99,7 @@ def read_alerts(settings: Settings) -> list[Alert]:
     Raises:
         UnavailableError: TM-3011, there is no such topic: no monitor has run.
     """
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     found: list[Alert] = []
     for messages in read_topic(clients, alerts_topic(settings.app)):
         found += decode_alerts([message.value() for message in messages])
@@ -145,7 +145,7 @@ def acknowledge(settings: Settings, id: str, *, by: str) -> tuple[Alert, bool]:
         raise ConfigError("TM-1067", f"{incident.id} was resolved on {time_text(incident.resolved)}: nothing to say")
     if incident.by == by:
         return next(one for one in reversed(incident.records) if one.event == "acknowledged"), False
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     time = max(_newest_tick(clients, settings.app), incident.newest.time)
     record = replace(incident.newest, event="acknowledged", time=time, by=by)
     writer = TransactionalWriter(clients, f"tidemill.{settings.app.name}.acknowledgements")

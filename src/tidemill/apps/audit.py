@@ -47,7 +47,7 @@ def run_audit(
         tolerance: 0 compares scores bit for bit; else they may be so far apart, as of workers on another platform.
         logs: the topics; None = those of the settings' broker.
     Raises:
-        ConfigError: TM-1060, the range is empty or not in the log.
+        ConfigError: TM-1069, the range is empty or not in the log.
         StateLostError: TM-4130, the examples log no longer reaches back far enough, nor does a snapshot.
         UnavailableError: Kafka did not answer, or a log does not come forward.
     """
@@ -74,7 +74,7 @@ class _Audit:
             report.start, report.next = first if start is None else start, commits_end if end is None else end
             if not first <= report.start < report.next <= commits_end:
                 raise ConfigError(
-                    "TM-1060",
+                    "TM-1069",
                     f"[{report.start}, {report.next}) is no range of {self._commits.topic}, which holds "
                     f"[{first}, {commits_end}); give --from and --to as offsets of that topic",
                 )

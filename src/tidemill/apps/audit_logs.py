@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
@@ -58,10 +59,10 @@ class KafkaLogs:
     """Fulfils `Logs`."""
 
     def __init__(self, settings: Settings) -> None:
-        self._clients: dict[str, Any] = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        self._clients: dict[str, Any] = clients_of(settings)
 
     def partitions(self, topic: str) -> list[Partition]:
-        return [Partition(topic, number) for number in range(kafka.partition_counts(self._clients, [topic])[topic])]
+        return kafka.partitions_of(self._clients, [topic])
 
     def bounds(self, partition: Partition) -> tuple[int, int]:
         return kafka.log_bounds(self._clients, [partition])[partition]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from tidemill.apps.backtest_run import GivenCut
+from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.merge import Offered
 from tidemill.core.records import Partition, Span
@@ -22,10 +23,8 @@ READ_RECORDS_MAX = 5_000
 
 def kafka_ranges(settings: Settings) -> dict[Partition, tuple[int, int]]:
     """The offsets [start, end) that the app's input topics hold now."""
-    clients = _clients(settings)
-    counts = kafka.partition_counts(clients, [topic.name for topic in settings.app.topics])
-    partitions = [Partition(name, number) for name, count in counts.items() for number in range(count)]
-    return dict(kafka.log_bounds(clients, partitions))
+    clients = clients_of(settings)
+    return dict(kafka.log_bounds(clients, kafka.partitions_of(clients, [topic.name for topic in settings.app.topics])))
 
 
 def kafka_lanes(
@@ -43,7 +42,7 @@ def recorded_cuts(settings: Settings) -> list[GivenCut]:
     """
     batches: dict[int, GivenCut] = {}
     workers: set[str] = set()
-    for messages in read_topic(_clients(settings), f"{settings.app.name}.commits.v1"):
+    for messages in read_topic(clients_of(settings), f"{settings.app.name}.commits.v1"):
         for row in decode("commit.v1", [message.value() for message in messages]).to_pylist():
             workers.add(row["worker"])
             cut = batches.setdefault(row["batch"], GivenCut({}, row["group_watermark"], row["n"]))
@@ -57,7 +56,7 @@ def recorded_cuts(settings: Settings) -> list[GivenCut]:
 
 
 def _read(settings: Settings, partition: Partition, start: int, end: int) -> Iterator[list[Offered]]:
-    reader = LogReader(_clients(settings), partition.topic, partition.number)
+    reader = LogReader(clients_of(settings), partition.topic, partition.number)
     reader.seek(start)
     try:
         while reader.position < end:
@@ -66,7 +65,3 @@ def _read(settings: Settings, partition: Partition, start: int, end: int) -> Ite
                 yield [offered(message, message.offset()) for message in messages]
     finally:
         reader.close()
-
-
-def _clients(settings: Settings) -> dict[str, str]:
-    return kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)

@@ -163,7 +163,7 @@ class Bisecting:
                 "TM-4035",
                 f"more than {CULPRITS_MAX} records of one batch end the process that wants to {what} them (signal "
                 f"{found.culprits[0][1]}): the library or this machine is broken rather than the records; compare "
-                "`tidemill version` with the last good worker, start it elsewhere; nothing was dead-lettered",
+                "`tidemill --version` with the last good worker, start it elsewhere; nothing was dead-lettered",
             )
         if not found.is_clean:
             self._report(f"a process that was to {what} {len(positions)} records died once and not again")

@@ -87,13 +87,14 @@ def tail(
     form, wanted = form_of(output), _kind(kind)
     settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers)
     from tidemill.apps.alerts import alert_as_json
+    from tidemill.apps.clients import clients_of
     from tidemill.apps.results import SCHEMA_VERSION, Form, print_json
     from tidemill.apps.topics import alerts_topic
     from tidemill.io import kafka
     from tidemill.io.kafka_reader import LogReader
     from tidemill.io.loop_records import decode_alerts
 
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     kafka.partition_counts(clients, [alerts_topic(settings.app)])
     reader = LogReader(clients, alerts_topic(settings.app), 0)
     try:

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tidemill.apps.clients import clients_of
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Command, Output
 from tidemill.core.roles import RoleHistory
 from tidemill.errors import ModelRefusedError
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
 from tidemill.io.redis_store import RedisStore
@@ -31,7 +31,7 @@ def examples_topic(settings: Settings) -> str:
 
 def role_history(settings: Settings) -> RoleHistory:
     """Every command of the log, read from its start: a second per million examples."""
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     commands: list[Command] = []
     for messages in read_topic(clients, examples_topic(settings)):
         commands += decode_commands([m.value() for m in messages], [m.offset() for m in messages])
@@ -43,7 +43,7 @@ class CommandWriter:
 
     def __init__(self, settings: Settings) -> None:
         self._topic = examples_topic(settings)
-        clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        clients = clients_of(settings)
         self._writer = TransactionalWriter(clients, f"tidemill.{settings.app.name}.commands")
         self._writer.open()
         self._encoder = Encoder("command.v1")

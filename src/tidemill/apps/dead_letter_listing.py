@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.dead_letters import KafkaMessage, letter_of
 from tidemill.apps.redriving import redriven_ids
 from tidemill.config import Settings
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 
 
@@ -37,7 +37,7 @@ def list_dead_letters(settings: Settings) -> list[DeadLetterGroup]:
         UnavailableError: TM-3010 no answer, TM-3011 a topic does not exist.
     """
     assert settings.bootstrap_servers is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     letters = _letters(clients, [f"{topic.name}.dlq" for topic in settings.app.topics])
     return group_letters(letters, redriven_ids(settings))
 

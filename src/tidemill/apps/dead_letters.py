@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
 from tidemill.errors import ConfigError
-from tidemill.io import kafka
 from tidemill.io.framing import HEADER_BYTES, fingerprint_text, header_of
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.leading_fields import leading_fields
@@ -96,12 +96,12 @@ def parse_place(text: str) -> Place:
     """`orders[0]@15` as people and messages write it.
 
     Raises:
-        ConfigError: TM-1060, it is written otherwise.
+        ConfigError: TM-1071, it is written otherwise.
     """
     found = _PLACE.fullmatch(text)
     if found is None:
         raise ConfigError(
-            "TM-1060", f"{text!r} is no place of a record; write it as `tidemill dlq show` does: topic[0]@15"
+            "TM-1071", f"{text!r} is no place of a record; write it as `tidemill dlq show` does: topic[0]@15"
         )
     return Place(Partition(found["topic"], int(found["number"])), int(found["offset"]))
 
@@ -110,7 +110,7 @@ def select_letters(settings: Settings, selection: Selection) -> Iterator[Letter]
     """The letters of the app's inputs, topic after topic, in the order of their logs.
 
     Raises:
-        ConfigError: TM-1061, a topic that the app does not read.
+        ConfigError: TM-1072, a topic that the app does not read.
         UnavailableError: TM-3010 no answer, TM-3011 a topic does not exist.
     """
     assert settings.bootstrap_servers is not None
@@ -118,9 +118,9 @@ def select_letters(settings: Settings, selection: Selection) -> Iterator[Letter]
     for name in sorted(selection.topics):
         if name not in known:
             raise ConfigError(
-                "TM-1061", f"app {settings.app.name} does not read topic {name}; it reads {', '.join(known)}"
+                "TM-1072", f"app {settings.app.name} does not read topic {name}; it reads {', '.join(known)}"
             )
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     for name in known:
         if not selection.topics or name in selection.topics:
             for messages in read_topic(clients, f"{name}.dlq"):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 
 from tidemill.apps.children import Child, ChildFailed
+from tidemill.apps.clients import clients_of
 from tidemill.apps.dead_letter_listing import list_dead_letters
 from tidemill.apps.demo_view import Snapshot, View
 from tidemill.apps.following import CommitFollower, ExampleFollower
@@ -50,7 +51,7 @@ class DemoFollower:
         self._running = (*workers, *loop)
         self._started_at = started_at
         self._view = view
-        self._clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+        self._clients = clients_of(settings)
         self._commits = CommitFollower(self._clients, settings.app.name)
         self._examples = ExampleFollower(self._clients, settings.app.name)
         self._loop = LoopFollower(self._clients, settings.app)

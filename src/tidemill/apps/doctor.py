@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.rights import KAFKA_RIGHTS, STORE_NEEDS, Need, needs_of
 from tidemill.apps.topics import app_topics
 from tidemill.config import Settings, config_digest
@@ -52,7 +53,7 @@ def check_rights(settings: Settings, roles: Sequence[str]) -> list[Finding]:
         UnavailableError: a server does not answer, or refuses the password.
     """
     assert settings.bootstrap_servers is not None
-    probe = RightsProbe(kafka.client_settings(settings.bootstrap_servers, settings.kafka))
+    probe = RightsProbe(clients_of(settings))
     try:
         found = list(_kafka_rights(settings, roles, probe))
     finally:
@@ -135,7 +136,7 @@ def _transport(settings: Settings) -> Iterator[Finding]:
 
 
 def _topics(settings: Settings) -> Iterator[Finding]:
-    clients = kafka.client_settings(str(settings.bootstrap_servers), settings.kafka)
+    clients = clients_of(settings)
     inputs = {topic.name for topic in settings.app.topics}
     for name, expected in app_topics(settings.app).items():
         try:

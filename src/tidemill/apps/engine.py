@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from tidemill.apps.bisecting import Bisecting, TriedScorer, died_before
 from tidemill.apps.claims import Claims
+from tidemill.apps.clients import clients_of
 from tidemill.apps.cycle import Cycle, CycleReport
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.models import make_models
@@ -73,7 +74,7 @@ class Engine:
         self._report = report
         self.telemetry = Telemetry()
         self.worker = f"tidemill.{spec.name}.worker.{slot}"
-        clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+        clients = clients_of(settings)
         self._clients = clients
         if created := ensure_output_topics(settings):
             report(f"created topics {', '.join(created)}")
@@ -353,5 +354,4 @@ class Engine:
         return frozenset(ended)
 
     def _partitions_of_app(self) -> list[Partition]:
-        counts = kafka.partition_counts(self._clients, [topic.name for topic in self._spec.topics])
-        return [Partition(name, number) for name, count in counts.items() for number in range(count)]
+        return kafka.partitions_of(self._clients, [topic.name for topic in self._spec.topics])

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.models import booster_loader
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import FeatureBatch
 from tidemill.errors import ConfigError, ModelRefusedError
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.wire import decode
 
@@ -56,7 +56,7 @@ def explain(settings: Settings, event_id: str) -> Explanation:
 
 
 def _published(settings: Settings, event_id: str) -> dict[str, Any]:
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     topic, key = f"{settings.app.name}.predictions.v1", event_id.encode()
     found: list[bytes] = []
     for messages in read_topic(clients, topic):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.reset import RefusedError, refuse_living_members
@@ -164,7 +165,7 @@ def fill_features(settings: Settings, *, is_dry_run: bool, report: Callable[[str
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
     spec = settings.app
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     group = worker_group(spec.name)
     refuse_living_members(kafka.living_members(clients, group), group)
     fill_store = FillStore(settings.redis_url, spec.name)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.commands import CommandWriter, examples_topic, role_history
 from tidemill.apps.folding import ExampleHistory
 from tidemill.apps.models import feature_shape, store_place
@@ -19,7 +20,6 @@ from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Command
 from tidemill.core.roles import OffsetRange, Roles, text_of
 from tidemill.errors import ModelRefusedError
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.snapshots import SnapshotStore
 
@@ -47,7 +47,7 @@ def plan_excision(settings: Settings, start: int, end: int) -> Excision:
         UnavailableError: Kafka did not answer.
     """
     app, plan = settings.app, FeaturePlan(settings.app)
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     reader = LogReader(clients, examples_topic(settings), 0)
     try:
         first, behind = reader.first_offset(), reader.end_offset()

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.monitor_rows import METRICS_SCHEMA
 from tidemill.apps.results import Compared, Form, print_rows
 from tidemill.apps.topics import metrics_topic
 from tidemill.config import Settings
 from tidemill.core.validation_rows import COMPARED, PREDICTIONS
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.outputs import decode
 
@@ -36,7 +36,7 @@ def read_metrics(settings: Settings) -> list[dict[str, Any]]:
     Raises:
         UnavailableError: TM-3011, there is no such topic: no monitor has run.
     """
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     values: dict[bytes, bytes | None] = {}
     for messages in read_topic(clients, metrics_topic(settings.app)):
         values.update((message.key(), message.value()) for message in messages)

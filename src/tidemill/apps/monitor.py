@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.models import feature_shape, registry_of, trusted_keys
 from tidemill.apps.monitor_logs import LOOKAHEAD_RECORDS, ExampleLog, PredictionLog, together
 from tidemill.apps.monitor_rows import PublishedRows
@@ -70,7 +71,7 @@ class Monitor:
 
     def __init__(self, settings: Settings, *, telemetry: MonitorTelemetry, report: Callable[[str], None]) -> None:
         app = settings.app
-        self._clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        self._clients = clients_of(settings)
         ensure_output_topics(settings)
         ensure_metrics_topic(settings)
         ensure_loop_topics(settings)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.topics import drift_topic, ensure_loop_topics, output_topics
 from tidemill.config import Settings
 from tidemill.core.records import Partition
@@ -26,7 +27,7 @@ class AnsweredTicks:
 
     def __init__(self, settings: Settings) -> None:
         ensure_loop_topics(settings)
-        clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        clients = clients_of(settings)
         self._at = Partition(drift_topic(settings.app), 0)
         self._reader = LogReader(clients, *self._at, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(0)
@@ -116,7 +117,7 @@ class TickPacer:
     def _first_event(self) -> int | None:
         """The smallest event time at the starts of the predictions' partitions; None: there is no prediction yet."""
         topic = f"{self._settings.app.name}.predictions.v1"
-        clients = kafka.client_settings(self._settings.bootstrap_servers or "", self._settings.kafka)
+        clients = clients_of(self._settings)
         partitions = [Partition(topic, number) for number in range(output_topics(self._settings.app)[topic])]
         times: list[int] = []
         for partition, (start, end) in kafka.log_bounds(clients, partitions).items():

@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.dead_letters import Letter, Selection, select_letters
 from tidemill.apps.topics import COMPACTED_CONFIG
 from tidemill.config import Settings
@@ -90,7 +91,7 @@ def plan_redrive(settings: Settings, selection: Selection) -> RedriveReport:
 
 
 def partition_counts(settings: Settings) -> dict[str, int]:
-    return kafka.partition_counts(_clients(settings), [topic.name for topic in settings.app.topics])
+    return kafka.partition_counts(clients_of(settings), [topic.name for topic in settings.app.topics])
 
 
 def send_again(
@@ -123,7 +124,7 @@ def redriven_ids(settings: Settings) -> set[str]:
     try:
         return {
             (message.key() or b"").decode()
-            for messages in read_topic(_clients(settings), redrives_topic(settings.app))
+            for messages in read_topic(clients_of(settings), redrives_topic(settings.app))
             for message in messages
         }
     except UnavailableError as error:
@@ -147,7 +148,7 @@ class KafkaSink:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._topic = redrives_topic(settings.app)
-        self._clients = _clients(settings)
+        self._clients = clients_of(settings)
         self._writer: TransactionalWriter | None = None
 
     def open(self) -> set[str]:
@@ -204,8 +205,3 @@ def refusal(letter: Letter, counts: dict[str, int]) -> str:
 
 def _note(letter: Letter) -> bytes:
     return json.dumps({"letter": str(letter.place), "code": letter.code}, sort_keys=True).encode()
-
-
-def _clients(settings: Settings) -> dict[str, Any]:
-    assert settings.bootstrap_servers is not None
-    return kafka.client_settings(settings.bootstrap_servers, settings.kafka)

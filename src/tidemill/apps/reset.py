@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.publishing import offset_metadata
 from tidemill.config import Settings, config_digest
@@ -54,11 +55,10 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
         UnavailableError: a server did not answer.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     group = worker_group(settings.app.name)
     refuse_living_members(kafka.living_members(clients, group), group)
-    counts = kafka.partition_counts(clients, [topic.name for topic in settings.app.topics])
-    partitions = [Partition(name, number) for name, count in counts.items() for number in range(count)]
+    partitions = kafka.partitions_of(clients, [topic.name for topic in settings.app.topics])
     committed = {p: at for p, (at, _) in kafka.committed_offsets(clients, group, partitions).items()}
     store = RedisStore(
         settings.redis_url, settings.app.name, owner_slot="reset", config_digest=config_digest(settings.app)
@@ -91,7 +91,7 @@ def accept_configuration(settings: Settings) -> None:
         RefusedError: TM-4301, the group has living members; TM-4303, the features changed: their state must be filled.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     group = worker_group(settings.app.name)
     refuse_living_members(kafka.living_members(clients, group), group)
     fill_store = FillStore(settings.redis_url, settings.app.name)

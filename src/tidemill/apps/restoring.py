@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.models import store_place
 from tidemill.apps.roll_forward import name_of_record
 from tidemill.config import Settings, config_digest
@@ -21,7 +22,6 @@ from tidemill.core.records import Due, Partition
 from tidemill.core.rows import partition_of, unpack_row
 from tidemill.core.spec import AppSpec
 from tidemill.errors import StateLostError
-from tidemill.io import kafka
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_topic_from
 from tidemill.io.slices import unpack_slice
@@ -107,7 +107,7 @@ def put_back(
         UnavailableError: TM-4108, somebody else restores.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     names = tuple(topic.name for topic in settings.app.topics)
     store = CutStore(settings.redis_url, settings.app.name)
     try:

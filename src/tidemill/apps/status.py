@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Partition
@@ -89,9 +90,8 @@ def read_status(settings: Settings, *, with_digest: bool = False) -> Status:
     """Read it all; time grows with the topics (about 3 s for a million records)."""
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
     app = settings.app
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
-    counts = kafka.partition_counts(clients, [topic.name for topic in app.topics])
-    partitions = [Partition(name, number) for name, many in counts.items() for number in range(many)]
+    clients = clients_of(settings)
+    partitions = kafka.partitions_of(clients, [topic.name for topic in app.topics])
     committed = kafka.committed_offsets(clients, worker_group(app.name), partitions)
     bounds = kafka.log_bounds(clients, partitions)
     outcomes: Counter[str] = Counter()

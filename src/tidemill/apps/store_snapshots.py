@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.reset import refuse_living_members
 from tidemill.apps.restoring import ROW, applied_of, newest_fit, put_back, snapshots_of, unfit
@@ -26,8 +27,6 @@ from tidemill.io.cut_store import CutStore, Pair
 from tidemill.io.kafka_reader import LogEnds
 from tidemill.io.redis_store import RedisStore
 from tidemill.io.store_snapshots import StoreSnapshot
-
-KEPT = 5  # snapshots of an app, unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,7 @@ def take_snapshot(settings: Settings, *, kept: int, report: Callable[[str], None
     id_ = f"{taken_ms:015d}-{secrets.token_hex(4)}"
     try:
         # First the logs, then the cut: what was published before is in it, as the store applies before Kafka knows.
-        log_ends = _log_ends(kafka.client_settings(settings.bootstrap_servers, settings.kafka), settings.app)
+        log_ends = _log_ends(clients_of(settings), settings.app)
         head = store.begin()
         counts = _Counts(settings.app)
         parts = place.put_parts(id_, counts.watch(store.pages()))
@@ -82,10 +81,10 @@ def restore_snapshot(
         StateLostError: TM-4114, the store is not empty; TM-4115, no snapshot, or it is broken; TM-4116, no fit.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     group = worker_group(settings.app.name)
     refuse_living_members(kafka.living_members(clients, group), group)
-    partitions = _partitions_of(clients, settings.app)
+    partitions = kafka.partitions_of(clients, [topic.name for topic in settings.app.topics])
     committed = kafka.committed_offsets(clients, group, partitions)
     if id_ is None:
         snapshot = newest_fit(settings, committed, report)
@@ -111,11 +110,6 @@ def restore_snapshot(
         partition: (at or 0) - (applied_of(snapshot.head, partition) or 0) for partition, (at, _) in committed.items()
     }
     return Restored(snapshot, behind, time.monotonic() - began)
-
-
-def _partitions_of(clients: Mapping[str, Any], spec: AppSpec) -> list[Partition]:
-    counts = kafka.partition_counts(clients, [topic.name for topic in spec.topics])
-    return [Partition(name, number) for name, count in counts.items() for number in range(count)]
 
 
 def _log_ends(clients: Mapping[str, Any], spec: AppSpec) -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.topics import alerts_topic, drift_topic, ensure_loop_topics, models_topic
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
@@ -18,7 +19,6 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.steering import DEMAND_KEY
 from tidemill.core.story import StoryEvent
 from tidemill.core.ticks import Tick
-from tidemill.io import kafka
 from tidemill.io.kafka_producer import EventProducer
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.loop_records import decode_story, decode_ticks, encode_alerts, encode_story
@@ -31,7 +31,7 @@ RUNBOOK = "docs/runbooks/trigger.md"
 def read_story(settings: Settings) -> list[StoryEvent]:
     """Every event that was told, in order; none when the trainer never ran."""
     ensure_loop_topics(settings)
-    return story_of(kafka.client_settings(settings.bootstrap_servers or "", settings.kafka), settings.app)
+    return story_of(clients_of(settings), settings.app)
 
 
 def story_of(clients: Mapping[str, Any], app: AppSpec) -> list[StoryEvent]:
@@ -91,7 +91,7 @@ def _ask(settings: Settings, key: str, *, summary: str, by: str, culprits: tuple
 
 
 def _newest_tick(settings: Settings) -> Tick | None:
-    clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+    clients = clients_of(settings)
     newest = None
     for messages in read_topic(clients, drift_topic(settings.app)):
         newest = messages[-1].value()

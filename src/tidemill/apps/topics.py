@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
-from tidemill.core.records import Partition
 from tidemill.core.spec import AppSpec
 from tidemill.errors import ConfigError
 from tidemill.io import kafka
@@ -88,7 +88,7 @@ def ensure_loop_topics(settings: Settings) -> list[str]:
 
 def _ensure(settings: Settings, topics: Mapping[str, int], config: Mapping[str, str] = TOPIC_CONFIG) -> list[str]:
     assert settings.bootstrap_servers is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+    clients = clients_of(settings)
     return kafka.ensure_topics(clients, topics, config)
 
 
@@ -99,9 +99,8 @@ def refuse_used_topics(settings: Settings) -> None:
         ConfigError: TM-1311, a topic of the app holds records.
     """
     assert settings.bootstrap_servers is not None
-    clients = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
-    counts = kafka.partition_counts(clients, list(app_topics(settings.app)))
-    partitions = [Partition(name, number) for name, count in counts.items() for number in range(count)]
+    clients = clients_of(settings)
+    partitions = kafka.partitions_of(clients, list(app_topics(settings.app)))
     for partition, (start, end) in kafka.log_bounds(clients, partitions).items():
         if end > start:
             raise ConfigError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.loop_following import story_text
 from tidemill.apps.rounds import RoundTask, retrain_spec
@@ -78,7 +79,7 @@ class Trainer:
         self._is_stopped = is_stopped
         self._telemetry = telemetry
         self._report = report
-        self._clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        self._clients = clients_of(settings)
         ensure_output_topics(settings)
         ensure_loop_topics(settings)
         self._process = TrainingProcess(settings, is_stopped=is_stopped)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from tidemill.apps.boosters import train_for
+from tidemill.apps.clients import clients_of
 from tidemill.apps.commands import examples_topic, role_history
 from tidemill.apps.models import feature_shape, registry_of, signing_key
 from tidemill.config import Settings
@@ -18,7 +19,6 @@ from tidemill.core.features import FeaturePlan
 from tidemill.core.manifest import Manifest
 from tidemill.core.records import Command
 from tidemill.core.roles import OffsetRange, RoleHistory
-from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.wire import decode_examples
 from tidemill.models.training_examples import TrainingExamples
@@ -32,7 +32,7 @@ class ExamplesSoFar:
     """The examples log from an offset on, as far as it was read; one thread owns it, `close` it."""
 
     def __init__(self, settings: Settings, plan: FeaturePlan, *, offset_start: int = 0) -> None:
-        clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        clients = clients_of(settings)
         self.examples = TrainingExamples(plan.numeric_names, plan.category_names)
         self._commands: list[Command] = []
         self._shape = feature_shape(plan)

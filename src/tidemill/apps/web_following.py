@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.monitor_rows import METRICS_SCHEMA
 from tidemill.apps.topics import alerts_topic, drift_topic, metrics_topic, models_topic
 from tidemill.apps.web_board import Board
@@ -41,7 +42,7 @@ class Follower:
     def __init__(self, settings: Settings, board: Board, telemetry: WebTelemetry) -> None:
         app = settings.app
         self._settings = settings
-        self._clients = kafka.client_settings(settings.bootstrap_servers or "", settings.kafka)
+        self._clients = clients_of(settings)
         self._board = board
         self._telemetry = telemetry
         self._folds: dict[str, Fold] = {

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
+from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import Engine, worker_group
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.folding import barrier_of
@@ -29,7 +30,6 @@ from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.errors import FencedError, TidemillError, UnavailableError
-from tidemill.io import kafka
 from tidemill.io.faust_transport import make_faust_app
 from tidemill.io.slots import take_slot
 from tidemill.io.source import SourceBatch
@@ -56,7 +56,7 @@ class Worker:
         assert settings.bootstrap_servers is not None
         # What the transport reads.
         self.topics = settings.app.topics
-        self.client_settings = kafka.client_settings(settings.bootstrap_servers, settings.kafka)
+        self.client_settings = clients_of(settings)
         self.group_id = worker_group(settings.app.name)
         self.group_instance_id = f"tidemill.{settings.app.name}.worker.{self._slot.number}"
         self.batch_records = settings.app.batch_records
@@ -258,9 +258,8 @@ class Worker:
                 cause = await asyncio.to_thread(self._causes.find, self._waiting(), list(committed))
                 lost = f"no progress: the group has given this worker no partition for {lost_s:.0f} s; likely cause: "
                 error = UnavailableError("TM-4030", lost + cause if stall is None else stall.text(cause))
-                self._report(
-                    f"stalled: {error}"
-                )  # now: a blocked thread may keep the process from saying it at its end
+                # Now: a blocked thread may keep the process from saying it at its end.
+                self._report(f"stalled: {error}")
                 self.on_fatal(error)
                 return
 

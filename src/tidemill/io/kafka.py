@@ -131,6 +131,12 @@ def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict
     return {name: len(found[name].partitions) for name in topics}
 
 
+def partitions_of(settings: Mapping[str, Any], topics: Sequence[str]) -> list[Partition]:
+    """Every partition of the topics, topic after topic. Raises: as `partition_counts`."""
+    counts = partition_counts(settings, topics)
+    return [Partition(name, number) for name, count in counts.items() for number in range(count)]
+
+
 def committed_offsets(
     settings: Mapping[str, Any], group: str, partitions: Sequence[Partition]
 ) -> dict[Partition, tuple[int | None, str]]:

@@ -165,7 +165,7 @@ class SnapshotStore:
                 f"snapshot {path}: there is one with digest {there.digest} (engine {there.engine}, arguments "
                 f"{there.arguments!r}), this worker has {snapshot.digest} ({snapshot.engine}, {snapshot.arguments!r}) "
                 "at the same N; if the examples log or the arguments are new, delete the folder's snapshots; else "
-                "platform or version differ: compare `tidemill version` on both, restart the odd one out",
+                "platform or version differ: compare `tidemill --version` on both, restart the odd one out",
             )
         return True
 
