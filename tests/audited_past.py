@@ -23,9 +23,9 @@ from tidemill.core.features import FeaturePlan
 from tidemill.core.loop_spec import RetrainSpec, RolloutSpec
 from tidemill.core.records import Command, ExampleColumns, Output, Partition, Span
 from tidemill.core.spec import BoosterSpec, LearnerSpec
+from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.offered import offered
 from tidemill.io.outputs import Encoder, decode
-from tidemill.io.snapshots import SnapshotStore
 from tidemill.models.training_examples import TrainingExamples
 
 DAY_MS = 24 * HOUR_MS
@@ -127,7 +127,7 @@ class AuditedPast:
             on_outputs=lambda topic, values: None,
             keeps_log=True,
         )
-        self._snapshots = SnapshotStore(store_place(self.settings, "snapshots"))
+        self._snapshots = ModelSnapshots(store_place(self.settings, "snapshots"))
         self._publish = self.run.log.publish
         self.run.log.publish = self._keep  # type: ignore[method-assign]
         self._fold = self.run.serving.fold

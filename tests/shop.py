@@ -20,14 +20,16 @@ from typing import Any
 import fastavro
 from confluent_kafka import Producer
 
+from tidemill.apps.engine import worker_group
 from tidemill.apps.status import Status, read_status
 from tidemill.apps.topics import ensure_app_topics
-from tidemill.config import Settings, load_settings
+from tidemill.config import Settings, config_digest, load_settings
 from tidemill.io import kafka
 from tidemill.io.embedded import Servers
 from tidemill.io.framing import header_of
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.outputs import decode, without_commands
+from tidemill.io.redis_store import RedisStore
 
 SHOP = Path(__file__).parent / "streams" / "shop" / "shop.yaml"
 
@@ -95,6 +97,28 @@ class Shop:
 
     def log_text(self) -> str:
         return (self.folder / "worker.log").read_text()
+
+    def store(self) -> RedisStore:
+        """A connection of a slot that no worker has."""
+        app = self.settings.app
+        return RedisStore(self.settings.redis_url or "", app.name, owner_slot="test", config_digest=config_digest(app))
+
+    def wait_for_the_session_to_end(self) -> None:
+        """A static member stays in the group for its session time-out after its process ended."""
+        while kafka.living_members(self.clients, worker_group(self.settings.app.name)):
+            time.sleep(0.2)
+
+    def work_off_sixty_orders(self) -> None:
+        """Forty of them are labelled; the worker has stopped when it returns."""
+        self.send("context", "tea", -11, product="tea", price=3.5)
+        for order in range(60):
+            self.send("event", str(order), -10 + order / 100, order=order, product="tea", amount=float(order))
+        for order in range(40):
+            self.send("label", str(order), -5 + order / 100, order=order, returned=order % 3 == 0)
+        self.producer.flush()
+        self.start()
+        self.until(lambda now: now.published.get("example", 0) == 40 and now.published.get("prediction") == 60)
+        assert self.stop() == 0
 
 
 @contextmanager

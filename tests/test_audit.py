@@ -357,15 +357,7 @@ def test_command_audits_what_a_worker_left_and_ends_with_1_when_a_prediction_was
     servers: Servers, app_name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     with a_shop(servers, app_name, tmp_path) as shop:
-        shop.send("context", "tea", -11, product="tea", price=3.5)
-        for order in range(60):
-            shop.send("event", str(order), -10 + order / 100, order=order, product="tea", amount=float(order))
-        for order in range(40):
-            shop.send("label", str(order), -5 + order / 100, order=order, returned=order % 3 == 0)
-        shop.producer.flush()
-        shop.start()
-        shop.until(lambda now: now.published.get("example", 0) == 40 and now.published.get("prediction") == 60)
-        assert shop.stop() == 0
+        shop.work_off_sixty_orders()
         servers_of = ["--bootstrap-servers", servers.bootstrap_servers, "--data", str(tmp_path)]
         assert run_command(["audit", str(shop.config), "-o", "json", *servers_of]) == 0
         told = json.loads(capsys.readouterr().out)

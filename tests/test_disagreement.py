@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +13,8 @@ from confluent_kafka.admin import AdminClient
 from shop import Shop, a_shop
 
 from tidemill.apps.engine import worker_group
-from tidemill.config import config_digest
 from tidemill.core.records import Partition
 from tidemill.io import kafka
-from tidemill.io.redis_store import RedisStore
 
 pytestmark = pytest.mark.servers
 
@@ -26,28 +23,9 @@ pytestmark = pytest.mark.servers
 def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
     """60 orders, 40 of them labelled and processed; the worker is stopped."""
     with a_shop(servers, app_name, tmp_path) as made:
-        made.send("context", "tea", -11, product="tea", price=3.5)
-        for order in range(60):
-            made.send("event", str(order), -10 + order / 100, order=order, product="tea", amount=float(order))
-        for order in range(40):
-            made.send("label", str(order), -5 + order / 100, order=order, returned=order % 3 == 0)
-        made.producer.flush()
-        made.start()
-        made.until(lambda now: now.published.get("example", 0) == 40 and now.published.get("prediction") == 60)
-        assert made.stop() == 0
-        wait_for_the_session_to_end(made)
+        made.work_off_sixty_orders()
+        made.wait_for_the_session_to_end()
         yield made
-
-
-def wait_for_the_session_to_end(shop: Shop) -> None:
-    """A static member stays in the group for its session time-out after its process ended."""
-    while kafka.living_members(shop.clients, worker_group(shop.settings.app.name)):
-        time.sleep(0.2)
-
-
-def store_of(shop: Shop) -> RedisStore:
-    app = shop.settings.app
-    return RedisStore(shop.settings.redis_url or "", app.name, owner_slot="test", config_digest=config_digest(app))
 
 
 def orders_of(shop: Shop) -> list[Partition]:
@@ -61,7 +39,7 @@ def exit_code_of_a_start(shop: Shop) -> int:
 
 
 def test_a_lost_store_is_rebuilt_from_the_log_and_open_predictions_keep_what_was_served(shop: Shop):
-    store = store_of(shop)
+    store = shop.store()
     digest, rows = store.feature_digest(), store.row_counts()
     store.wipe()
 
@@ -92,7 +70,7 @@ def test_a_lost_store_is_rebuilt_from_the_log_and_open_predictions_keep_what_was
 
 
 def test_a_lost_store_whose_log_was_cut_ends_with_exit_4(shop: Shop):
-    store_of(shop).wipe()
+    shop.store().wipe()
     cut = [TopicPartition(p.topic, p.number, 5) for p in orders_of(shop)]
     admin = AdminClient(shop.clients)  # held by name: a client that is collected never answers
     for future in admin.delete_records(cut).values():
@@ -109,7 +87,7 @@ def test_offsets_moved_by_hand_end_with_exit_4_and_reset_makes_peace(shop: Shop)
     assert exit_code_of_a_start(shop) == 4
     assert "TM-4204" in shop.log_text() and "tidemill reset" in shop.log_text()
 
-    wait_for_the_session_to_end(shop)
+    shop.wait_for_the_session_to_end()
     reset = [sys.executable, "-m", "tidemill", "reset", str(shop.config), "--to", "applied", "--yes"]
     reset += ["--bootstrap-servers", shop.settings.bootstrap_servers or ""]
     reset += ["--redis-url", shop.settings.redis_url or ""]

@@ -12,7 +12,7 @@ from tests.builders import a_spec
 from tests.folded_log import Log, a_serving
 from tidemill.apps.folding import ExampleFold, barrier_of
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 
 TICK = 1_000
 
@@ -81,7 +81,7 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: P
     fold = ExampleFold(
         reader=Reader(),  # type: ignore[arg-type]
         serving=serving,
-        snapshots=SnapshotStore(tmp_path),
+        snapshots=ModelSnapshots(tmp_path),
         app="shop",
         is_bounded=True,
         on_roles=lambda roles: None,

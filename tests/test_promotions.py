@@ -24,7 +24,7 @@ from tidemill.apps.training import train
 from tidemill.core.features import FeaturePlan
 from tidemill.core.roles import INITIAL
 from tidemill.io.kafka_reader import LogReader
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.wire import decode_examples
 from tidemill.models.serving import Serving
 
@@ -160,7 +160,7 @@ def test_a_hundred_promotions_and_rollbacks_under_load_leave_no_doubt_who_scored
 
 def snapshots_left(shop: Shop) -> dict[int, str]:
     """Digest by N of the newest snapshots."""
-    store, digest = SnapshotStore(shop.folder / "snapshots"), FeaturePlan(shop.settings.app).digest
+    store, digest = ModelSnapshots(shop.folder / "snapshots"), FeaturePlan(shop.settings.app).digest
     found: dict[int, str] = {}
     at_most: int | None = None
     while (snapshot := store.newest(shop.settings.app.name, at_most, digest)) is not None:

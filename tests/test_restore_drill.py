@@ -16,14 +16,10 @@ import pytest
 from command_lines import console_lines
 from shop import Shop, a_shop
 
-from tidemill.apps.engine import worker_group
 from tidemill.apps.reset import RefusedError
 from tidemill.apps.status import Status
 from tidemill.apps.store_snapshots import restore_snapshot, take_snapshot
-from tidemill.config import config_digest
 from tidemill.errors import StateLostError
-from tidemill.io import kafka
-from tidemill.io.redis_store import RedisStore
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[1]
@@ -69,16 +65,6 @@ def json_of(shop: Shop, *arguments: str) -> dict[str, object]:
     return found
 
 
-def wait_for_the_session_to_end(shop: Shop) -> None:
-    while kafka.living_members(shop.clients, worker_group(shop.settings.app.name)):
-        time.sleep(0.2)
-
-
-def store_of(shop: Shop) -> RedisStore:
-    app = shop.settings.app
-    return RedisStore(shop.settings.redis_url or "", app.name, owner_slot="test", config_digest=config_digest(app))
-
-
 def restore(shop: Shop, id_: str | None = None) -> None:
     restore_snapshot(shop.settings, id_, replaces=False, is_dry_run=False, report=print)
 
@@ -115,8 +101,8 @@ def test_the_drill_of_the_page_ends_with_the_same_digest_and_closed_balances(sho
     until(shop, lambda now: now.published.get("prediction") == 200 and now.outcomes.get("expired", 0) >= 40)
     until(shop, lambda now: all(balance.is_closed for balance in now.balances))
     assert shop.stop() == 0
-    wait_for_the_session_to_end(shop)
-    store = store_of(shop)
+    shop.wait_for_the_session_to_end()
+    store = shop.store()
     before, rows = json_of(shop, *lines[1]), store.row_counts()
 
     planned = tidemill(shop, *lines[2])
@@ -145,9 +131,9 @@ def test_a_worker_that_finds_the_store_lost_restores_the_newest_snapshot_and_goe
     send(shop, 60, 120, from_s=-30)
     shop.producer.flush()
     until(shop, lambda now: now.published.get("prediction") == 120 and now.published.get("example") == 80)
-    digest = store_of(shop).feature_digest()
+    digest = shop.store().feature_digest()
 
-    store_of(shop).wipe()  # while the worker runs: it is refused at its next commit
+    shop.store().wipe()  # while the worker runs: it is refused at its next commit
     send(shop, 120, 130, from_s=-1, labelled=0, tea="coffee")
     shop.producer.flush()
     until(shop, lambda now: now.published.get("prediction") == 130)
@@ -157,18 +143,18 @@ def test_a_worker_that_finds_the_store_lost_restores_the_newest_snapshot_and_goe
     assert shop.stop() == 0
     assert max(Counter(row["id"] for row in shop.read("predictions")).values()) == 1
     assert status.published["prediction"] == 130
-    assert store_of(shop).feature_digest() != digest  # ten orders more
+    assert shop.store().feature_digest() != digest  # ten orders more
 
     # A worker alone with the log comes to the same state as the snapshot and the log beyond it.
-    rebuilt = store_of(shop).feature_digest()
+    rebuilt = shop.store().feature_digest()
     for path in (shop.folder / "stores").rglob("manifest.json"):
         path.unlink()
-    store_of(shop).wipe()
+    shop.store().wipe()
     shop.start()
     until(shop, lambda now: "rebuilding it from the log" in shop.log_text() and not any(now.lag.values()))
     until(shop, lambda now: all(balance.is_closed for balance in now.balances))
     assert shop.stop() == 0
-    assert store_of(shop).feature_digest() == rebuilt
+    assert shop.store().feature_digest() == rebuilt
 
 
 def test_a_restore_wants_its_workers_stopped_and_an_empty_store(shop: Shop) -> None:
@@ -180,9 +166,9 @@ def test_a_restore_wants_its_workers_stopped_and_an_empty_store(shop: Shop) -> N
     with pytest.raises(RefusedError, match="TM-4301"):
         restore(shop)
     assert shop.stop() == 0
-    wait_for_the_session_to_end(shop)
+    shop.wait_for_the_session_to_end()
     with pytest.raises(StateLostError, match=r"TM-4114 .* --replace"):
         restore(shop)
     with pytest.raises(StateLostError, match=f"TM-4115 there is no snapshot nothing; there is {taken.id}"):
         restore(shop, "nothing")
-    assert store_of(shop).row_counts() == {1: 1}
+    assert shop.store().row_counts() == {1: 1}

@@ -51,6 +51,8 @@ class Loop(Shop):
         examples = shop_examples(self.plan, COUNT)
         topic = f"{self.settings.app.name}.examples.v1"
         self._monitor.publish([Output(topic, None, value) for value in example_records(self.plan, examples)], {}, None)
+        # The commit is answered before its markers stand in the log, and readers see nothing until then.
+        until(lambda: self.end() > COUNT, self)
 
     def tell(self, *ticks: Tick) -> None:
         """As the monitor does: the records of the ticks, then the ticks, in one transaction."""
@@ -113,7 +115,8 @@ class Loop(Shop):
         return kafka.log_bounds(self.clients, [at])[at][1]
 
     def log(self) -> str:
-        return (self.folder / "trainer.log").read_text()
+        path = self.folder / "trainer.log"
+        return path.read_text() if path.exists() else "no trainer has run"
 
 
 @contextmanager

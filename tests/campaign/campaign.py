@@ -22,7 +22,7 @@ from tests.campaign.stream import Stream, applied, committed, owned_by
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Partition
 from tidemill.io.embedded import Servers
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 
 RESTART_BUDGET_S = 15.0  # committed progress again, restarted in its slot
 TAKEOVER_BUDGET_S = 25.0  # another worker's committed progress on the dead one's partitions
@@ -256,7 +256,7 @@ def _judge(stream: Stream, result: Result, undisturbed: Result | None) -> None:
 def snapshot_digests(stream: Stream) -> dict[int, str]:
     """Digest by N of the snapshots that the workers left; each was checked against its bytes when it was read."""
     app = stream.settings.app
-    store = SnapshotStore(stream.folder / "snapshots")
+    store = ModelSnapshots(stream.folder / "snapshots")
     digests: dict[int, str] = {}
     at_most: int | None = None
     while (found := store.newest(app.name, at_most, FeaturePlan(app).digest)) is not None:

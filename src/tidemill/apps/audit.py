@@ -27,7 +27,7 @@ from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Partition
 from tidemill.core.snapshot import ModelSnapshot
 from tidemill.errors import ConfigError, StateLostError
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.wire import InputDecoder
 from tidemill.models.serving import Serving
 
@@ -65,7 +65,7 @@ class _Audit:
         name = self._spec.name
         self._commits, self._examples = Partition(f"{name}.commits.v1", 0), Partition(f"{name}.examples.v1", 0)
         self._predictions_topic = f"{name}.predictions.v1"
-        self._snapshots = SnapshotStore(store_place(settings, "snapshots"))
+        self._snapshots = ModelSnapshots(store_place(settings, "snapshots"))
 
     def run(self, start: int | None, end: int | None) -> AuditReport:
         report = self._report

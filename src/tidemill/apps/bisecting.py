@@ -28,7 +28,7 @@ from tidemill.core.records import Batch, FeatureBatch, Partition, Scores
 from tidemill.errors import FencedError, TidemillError
 from tidemill.io.dead_letters import Code
 from tidemill.io.judge import Fault
-from tidemill.io.snapshots import pack_snapshot
+from tidemill.io.model_snapshots import pack_snapshot
 from tidemill.io.source import SourceRecord
 from tidemill.io.trial_files import write_features, write_records
 from tidemill.models.serving import Serving

@@ -16,7 +16,7 @@ from tidemill.core.snapshot import ModelSnapshot
 from tidemill.core.spec import AppSpec
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogReader
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.wire import FeatureShape, decode_examples
 from tidemill.models.replica import LogPart
 from tidemill.models.serving import Serving
@@ -76,7 +76,7 @@ class ExampleFold:
         *,
         reader: LogReader,
         serving: Serving,
-        snapshots: SnapshotStore,
+        snapshots: ModelSnapshots,
         app: str,
         is_bounded: bool,
         on_roles: Callable[[Roles], None],

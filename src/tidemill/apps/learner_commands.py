@@ -21,7 +21,7 @@ from tidemill.core.records import Command
 from tidemill.core.roles import OffsetRange, Roles, text_of
 from tidemill.errors import ModelRefusedError
 from tidemill.io.kafka_reader import LogReader
-from tidemill.io.snapshots import SnapshotStore
+from tidemill.io.model_snapshots import ModelSnapshots
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def plan_excision(settings: Settings, start: int, end: int) -> Excision:
         )
     excised = role_history(settings).now.excised
     at_most = min(begin for begin, _ in (*excised, (start, end)))
-    snapshots = SnapshotStore(store_place(settings, "snapshots"))
+    snapshots = ModelSnapshots(store_place(settings, "snapshots"))
     snapshot = snapshots.newest(app.name, at_most, plan.digest, on_refused=lambda reason: None)
     folded_from = 0 if snapshot is None else snapshot.n
     if folded_from < first:

@@ -21,9 +21,9 @@ from tidemill.core.snapshot import ModelSnapshot
 from tidemill.core.spec import AppSpec
 from tidemill.errors import ModelRefusedError
 from tidemill.io.kafka_reader import LogReader
+from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.registry import Registry
 from tidemill.io.signing import PublicKey, SigningKey, load_or_create_key, parse_public_key
-from tidemill.io.snapshots import SnapshotStore
 from tidemill.io.wire import FeatureShape
 from tidemill.models.booster import Booster
 from tidemill.models.replica import History, LoadBooster
@@ -80,7 +80,7 @@ def make_models(
 ) -> tuple[Serving, ExampleFold]:
     """Models at the newest usable snapshot, and the fold that takes them on from there."""
     app, plan = settings.app, pipeline.plan
-    snapshots = SnapshotStore(store_place(settings, "snapshots"), failpoint=failpoint)
+    snapshots = ModelSnapshots(store_place(settings, "snapshots"), failpoint=failpoint)
     reader = LogReader(client_settings, pipeline.examples_topic, 0)
     serving = _newest_serving(
         app,

@@ -11,14 +11,12 @@ import queue
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from tidemill import errors
-from tidemill.apps.handover import write_line
+from tidemill.apps.handover import end_child, lines_of, write_line
 from tidemill.apps.rounds import RoundTask, story_of_failure
 from tidemill.config import Settings
 from tidemill.core.story import StoryEvent
@@ -71,24 +69,19 @@ class TrainingProcess:
         """Kill the subprocess; what it had not finished is nowhere."""
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.wait()
-            assert child.stdin is not None
-            with suppress(BrokenPipeError):  # what it did not read is still to be flushed
-                child.stdin.close()
+            end_child(child)
 
     def _started(self) -> subprocess.Popen[bytes]:
         if self._child is not None and self._child.poll() is not None:
             self.close()  # it ended between two tasks
         if self._child is None:
-            self._answers = queue.SimpleQueue()
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "tidemill.apps.trainer_child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the trainer only
             )
-            threading.Thread(target=_listen, args=(self._child, self._answers), daemon=True).start()
+            self._answers = lines_of(self._child)
             assert self._child.stdin is not None
             self._child.stdin.write(write_line(Settings, self._settings))
         return self._child
@@ -105,14 +98,6 @@ class TrainingProcess:
         self.close()
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
         return (story_of_failure(f"the training process ended {how}; its stderr says more", task),)
-
-
-def _listen(child: subprocess.Popen[bytes], answers: queue.SimpleQueue[bytes]) -> None:
-    assert child.stdout is not None
-    with child.stdout:
-        for line in child.stdout:
-            answers.put(line)
-    answers.put(b"")
 
 
 def _told(answer: dict[str, Any]) -> tuple[StoryEvent, ...]:

@@ -25,7 +25,7 @@ from tidemill.apps.models import booster_loader
 from tidemill.apps.schema_lookup import open_schemas
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
-from tidemill.io.snapshots import unpack_snapshot
+from tidemill.io.model_snapshots import unpack_snapshot
 from tidemill.io.trial_files import read_features, read_records, rows_of
 from tidemill.io.wire import InputDecoder
 from tidemill.models.serving import Serving

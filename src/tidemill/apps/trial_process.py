@@ -11,12 +11,11 @@ import queue
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from tidemill.apps.handover import read_line, write_line
+from tidemill.apps.handover import end_child, lines_of, read_line, write_line
 from tidemill.apps.trial_child import TrialResult, TrialTask
 from tidemill.config import Settings
 
@@ -24,13 +23,12 @@ ANSWER_DEADLINE_S = 60.0  # the first answer waits for the imports, on a loaded 
 
 
 class TrialProcess:
-    """Started by `start`, ended by `close`; one thread owns it."""
+    """Runs from its making until `close`; one thread owns it."""
 
     def __init__(self, settings: Settings, *, report: Callable[[str], None]) -> None:
         self._settings = settings
         self._report = report
         self._folder = tempfile.TemporaryDirectory(prefix="tidemill-trial-")  # readable by its owner only
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._files = 0
         self._child = subprocess.Popen(
             [sys.executable, "-m", "tidemill.apps.trial_child", self._folder.name],
@@ -40,7 +38,7 @@ class TrialProcess:
             # One thread each: a library that has made threads cannot be forked.
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-        threading.Thread(target=_listen, args=(self._child, self._answers), daemon=True).start()
+        self._answers = lines_of(self._child)
         self._send(write_line(Settings, settings))
 
     def new_file(self) -> Path:
@@ -68,11 +66,7 @@ class TrialProcess:
 
     def close(self) -> None:
         """Kill the process, delete its files."""
-        self._child.kill()
-        self._child.wait()
-        assert self._child.stdin is not None
-        with suppress(BrokenPipeError):
-            self._child.stdin.close()
+        end_child(self._child)
         self._folder.cleanup()
 
     def _send(self, line: bytes) -> None:
@@ -80,11 +74,3 @@ class TrialProcess:
         with suppress(BrokenPipeError):  # then the answer is missing, which is told
             self._child.stdin.write(line)
             self._child.stdin.flush()
-
-
-def _listen(child: subprocess.Popen[bytes], answers: queue.SimpleQueue[bytes]) -> None:
-    assert child.stdout is not None
-    with child.stdout:
-        for line in child.stdout:
-            answers.put(line)
-    answers.put(b"")

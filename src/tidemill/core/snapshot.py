@@ -1,4 +1,4 @@
-"""The models at a known N as one value: what `models/serving.py` freezes and `io/snapshots.py` keeps.
+"""The models at a known N as one value: what `models/serving.py` freezes and `io/model_snapshots.py` keeps.
 
 In: model bytes, roles, weights, counters. Out: a frozen snapshot and its digest. Invariant: the digest is a function of
 what was folded alone, so that two workers compare it; N, arguments and file format stay outside of it.

@@ -65,7 +65,7 @@ def _warn(reason: str) -> None:
     warnings.warn(reason, RuntimeWarning, stacklevel=3)
 
 
-class SnapshotStore:
+class ModelSnapshots:
     """Snapshots by app, features and N; those of other features neither collide nor push out."""
 
     def __init__(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill.core.snapshot import ModelSnapshot, digest_of
 from tidemill.errors import ModelRefusedError
-from tidemill.io.snapshots import SnapshotStore, pack_snapshot, unpack_snapshot
+from tidemill.io.model_snapshots import ModelSnapshots, pack_snapshot, unpack_snapshot
 
 
 def a_snapshot(n: int, *, model: bytes = b"weights\n\x00{}", feature_digest: str = "f1") -> ModelSnapshot:
@@ -73,14 +73,14 @@ def test_another_format_is_refused() -> None:
 
 
 def test_folder_is_made_and_the_first_snapshot_stays(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path / "not" / "yet")
+    store = ModelSnapshots(tmp_path / "not" / "yet")
     assert store.put("app", a_snapshot(8)) is True
     assert store.put("app", a_snapshot(8)) is False
     assert len(objects(tmp_path)) == 1
 
 
 def test_another_digest_at_the_same_multiple_is_refused_with_both(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path)
+    store = ModelSnapshots(tmp_path)
     first, other = a_snapshot(8), a_snapshot(8, model=b"other")
     store.put("app", first)
     with pytest.raises(ModelRefusedError) as refused:
@@ -91,7 +91,7 @@ def test_another_digest_at_the_same_multiple_is_refused_with_both(tmp_path: Path
 
 
 def test_newest_is_the_largest_n_at_most(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path)
+    store = ModelSnapshots(tmp_path)
     for n in (900, 1_000, 10_000):
         store.put("app", a_snapshot(n))
     store.put("app2", a_snapshot(50_000))
@@ -101,7 +101,7 @@ def test_newest_is_the_largest_n_at_most(tmp_path: Path) -> None:
 
 
 def test_broken_snapshot_is_passed_over_with_a_reason(tmp_path: Path) -> None:
-    store, reasons = SnapshotStore(tmp_path), list[str]()
+    store, reasons = ModelSnapshots(tmp_path), list[str]()
     for n in (10, 20):
         store.put("app", a_snapshot(n))
     newest = objects(tmp_path)[-1]
@@ -113,7 +113,7 @@ def test_broken_snapshot_is_passed_over_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_refusal_without_a_listener_is_not_silent(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path)
+    store = ModelSnapshots(tmp_path)
     store.put("app", a_snapshot(10))
     objects(tmp_path)[0].write_bytes(b"cut")
     with pytest.warns(RuntimeWarning, match="TM-5003"):
@@ -122,7 +122,7 @@ def test_refusal_without_a_listener_is_not_silent(tmp_path: Path) -> None:
 
 def test_broken_snapshot_gives_way_to_a_good_one(tmp_path: Path) -> None:
     """Else a worker that folds the log again stops at the same multiple each time."""
-    store, good = SnapshotStore(tmp_path), a_snapshot(10)
+    store, good = ModelSnapshots(tmp_path), a_snapshot(10)
     store.put("app", good)
     objects(tmp_path)[0].write_bytes(b"cut")
     assert store.put("app", good) is True
@@ -131,7 +131,7 @@ def test_broken_snapshot_gives_way_to_a_good_one(tmp_path: Path) -> None:
 
 def test_snapshots_of_other_features_neither_collide_nor_push_out(tmp_path: Path) -> None:
     """After a change of features the log is folded from its start, below and then past the former multiples."""
-    store = SnapshotStore(tmp_path, kept=2)
+    store = ModelSnapshots(tmp_path, kept=2)
     former = [a_snapshot(n) for n in (30, 40)]
     latter = [a_snapshot(n, model=b"other", feature_digest="f2") for n in (10, 30)]
     for snapshot in former + latter:
@@ -142,7 +142,7 @@ def test_snapshots_of_other_features_neither_collide_nor_push_out(tmp_path: Path
 
 
 def test_snapshot_in_the_folder_of_other_features_is_passed_over(tmp_path: Path) -> None:
-    store, reasons = SnapshotStore(tmp_path), list[str]()
+    store, reasons = ModelSnapshots(tmp_path), list[str]()
     store.put("app", a_snapshot(10))
     path = objects(tmp_path)[0]
     path.parent.rename(path.parent.with_name("f2"))
@@ -151,7 +151,7 @@ def test_snapshot_in_the_folder_of_other_features_is_passed_over(tmp_path: Path)
 
 
 def test_snapshot_under_another_name_is_passed_over(tmp_path: Path) -> None:
-    store, reasons = SnapshotStore(tmp_path), list[str]()
+    store, reasons = ModelSnapshots(tmp_path), list[str]()
     store.put("app", a_snapshot(10))
     path = objects(tmp_path)[0]
     path.rename(path.with_name(path.name.replace("10", "70")))
@@ -160,7 +160,7 @@ def test_snapshot_under_another_name_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_last_few_are_kept(tmp_path: Path) -> None:
-    store = SnapshotStore(tmp_path, kept=2)
+    store = ModelSnapshots(tmp_path, kept=2)
     for n in (10, 20, 30, 40):
         store.put("app", a_snapshot(n))
     assert [int(path.stem) for path in objects(tmp_path)] == [30, 40]
