@@ -108,6 +108,9 @@ class MonitoredLogs:
             "group_watermark": [-1] * count,
             "merge_rank": [0] * count,
             "outcomes": [list(one.items()) for one in outcomes],
+            "joined": [[]] * count,
+            "waiting": [[]] * count,
+            "settled": [[]] * count,
         }
         self.writer.publish(self._outputs("commit.v1", rows, [str(one) for one in self.partitions]), {}, None)
 

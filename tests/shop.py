@@ -44,6 +44,7 @@ class Shop:
         self.names = {topic.role: topic.name for topic in settings.app.topics}
         self.schemas = {topic.role: topic.schema for topic in settings.app.topics}
         self.worker: subprocess.Popen[bytes] | None = None
+        self.sixty_sent_at = 0.0
 
     def send(self, role: str, key: str, seconds: float, **fields: object) -> None:
         """`seconds`: event time, from now."""
@@ -110,6 +111,7 @@ class Shop:
 
     def work_off_sixty_orders(self) -> None:
         """Forty of them are labelled; the worker has stopped when it returns."""
+        self.sixty_sent_at = time.time()
         self.send("context", "tea", -11, product="tea", price=3.5)
         for order in range(60):
             self.send("event", str(order), -10 + order / 100, order=order, product="tea", amount=float(order))

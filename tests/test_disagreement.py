@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,8 @@ def test_a_lost_store_is_rebuilt_from_the_log_and_open_predictions_keep_what_was
 
     shop.start()
     for order in range(40, 60):  # their predictions were open when the store was lost
-        shop.send("label", str(order), 0, order=order, returned=order % 2 == 0)
+        # Ten seconds after their events, however long the session before took to end: later ones would be orphans.
+        shop.send("label", str(order), shop.sixty_sent_at - time.time(), order=order, returned=order % 2 == 0)
     shop.producer.flush()
     shop.until(lambda now: now.published.get("example", 0) == 60)
     assert shop.stop() == 0

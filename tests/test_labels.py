@@ -142,7 +142,8 @@ def test_label_before_its_event_waits_and_joins_it():
 @pytest.mark.parametrize("first", [5, 9])
 def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(first: int):
     """Two labels came before their event; another worker applies the one that did not join."""
-    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)])
+    waiting = [(Partition(LABELS, 0), 0), (Partition(LABELS, 0), 1)]
+    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)], waiting)
     for time in (first, 14 - first):
         log.batch((LABELS, "a", time, 1), predicted=frozenset(), labelled=labelled)
     joined = log.batch((EVENTS, "a", 20), predicted=frozenset({(0, 0, 2)}), labelled=labelled)
@@ -150,10 +151,19 @@ def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(fir
     assert log.state("a") is RowState.JOINED
 
 
+def test_in_a_roll_forward_a_label_that_met_a_row_makes_none():
+    """The one that waited is of another partition: who applies this one first must not let it wait instead."""
+    log, labelled = Log(), Labelled([], [(Partition(LABELS, 0), 1)])
+    log.batch((LABELS, "a", 5, 1), predicted=frozenset(), labelled=labelled)
+    assert log.rows == {}
+    log.batch((LABELS, "a", 9, 1), predicted=frozenset(), labelled=labelled)
+    assert log.state("a") is RowState.WAITING
+
+
 def test_label_whose_event_never_comes_becomes_an_orphan():
     log = Log()
-    log.batch((LABELS, "a", 5, 1))
-    log.batch(watermark=116)
+    waiting = log.batch((LABELS, "a", 5, 1)).waiting
+    assert log.batch(watermark=116).settled == waiting == {Partition(LABELS, 0): [0]}
     assert log.rows == {} and log.outcomes[Outcome.WAITING_ORPHANED] == 1
 
 

@@ -14,7 +14,7 @@ from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, kafka_in_memor
 from tests.test_pipeline import LAW, app_of, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
-from tidemill.core.settlements import Example, Labelled, Settled, Settlements
+from tidemill.core.settlements import Settled, Settlements
 
 DAY_MS = 86_400_000
 A, B = Partition("events", 0), Partition("events", 1)
@@ -73,8 +73,8 @@ def test_a_label_that_was_an_orphan_because_its_row_had_expired_stays_one_in_a_r
 # --- which rows are settled again
 
 
-def a_row(state: RowState, event_time: int = 10, label_time: int = -1, label: int = -1) -> bytes:
-    return pack_row(Row(1, state, event_time, label_time, label, 0, 0, 0, b""))
+def a_row(state: RowState, offset: int = 0) -> bytes:
+    return pack_row(Row(1, state, 10, -1, -1, 0, 0, offset, b""))
 
 
 def some_due(*rows: tuple[str, int, bytes], place: Partition = A) -> list[tuple[Due, bytes | None]]:
@@ -85,39 +85,37 @@ def chosen_ids(settlements: Settlements, due: list[tuple[Due, bytes | None]]) ->
     return [entry.id for entry, _ in settlements.choose(due)]
 
 
-def test_only_as_many_rows_expire_as_the_log_counts_the_earliest_first() -> None:
-    settlements = Settlements({A: [Settled(0, 5, 100, 1, 0), Settled(5, 9, 200, 1, 0)]}, Labelled([]))
-    due = some_due(*((id_, at, a_row(RowState.PENDING)) for id_, at in (("a", 20), ("b", 30), ("c", 40))))
+def test_rows_are_settled_with_the_commit_that_names_them() -> None:
+    settlements = Settlements({A: [Settled(0, 100, (), (), (2,)), Settled(5, 200, (), (), (3,))]})
+    due = some_due(*((id_, at, a_row(RowState.PENDING, at)) for id_, at in (("a", 1), ("b", 2), ("c", 3))))
     assert chosen_ids(settlements, due) == []  # no commit was passed yet
     settlements.advance(A, before=5)
-    assert chosen_ids(settlements, due) == ["a"]
-    assert chosen_ids(settlements, due) == ["a"]  # a conflict asks again
-    settlements.spend(settlements.choose(due))
+    assert chosen_ids(settlements, due) == ["b"]
+    assert chosen_ids(settlements, due) == ["b"]  # a conflict asks again
     settlements.advance(A, before=9)
     assert settlements.watermark == 200
-    assert chosen_ids(settlements, due[1:]) == ["b"]
+    assert chosen_ids(settlements, due) == ["b", "c"]
 
 
 def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
-    settlements = Settlements({A: [Settled(0, 5, 100, 9, 0)], B: [Settled(0, 5, 300, 9, 0)]}, Labelled([]))
+    settlements = Settlements({A: [Settled(0, 100, (), (), ())], B: [Settled(0, 300, (), (), ())]})
     settlements.advance(A, before=5)
     settlements.advance(B, before=5)
-    row = a_row(RowState.PENDING)
+    row = a_row(RowState.JOINED)
     assert chosen_ids(settlements, some_due(("a", 99, row), ("b", 100, row))) == ["a"]
     assert chosen_ids(settlements, some_due(("c", 299, row), place=B)) == ["c"]
 
 
-def test_what_an_example_was_made_of_does_not_expire_and_what_ended_is_forgotten_without_count() -> None:
-    labelled = Labelled([Example("joined", 10, 50, 1), Example("waited", 77, 60, 0)])
-    settlements = Settlements({A: [Settled(0, 5, 100, 9, 1)]}, labelled)
+def test_what_was_not_settled_stays_open_and_what_ended_is_forgotten_unnamed() -> None:
+    settlements = Settlements({A: [Settled(0, 100, (), (), (1, 3))]})
     settlements.advance(A, before=5)
     due = some_due(
-        ("joined", 20, a_row(RowState.PENDING)),
-        ("expired", 21, a_row(RowState.PENDING)),
-        ("waited", 22, a_row(RowState.WAITING, -1, 60, 0)),
-        ("orphan", 23, a_row(RowState.WAITING, -1, 60, 0)),
-        ("orphan too many", 24, a_row(RowState.WAITING, -1, 60, 0)),
-        ("forgotten", 25, a_row(RowState.JOINED)),
-        ("expired before", 26, a_row(RowState.EXPIRED)),
+        ("joined later", 20, a_row(RowState.PENDING, 0)),
+        ("expired", 21, a_row(RowState.PENDING, 1)),
+        ("joins an event that comes", 22, a_row(RowState.WAITING, 2)),
+        ("orphan", 23, a_row(RowState.WAITING, 3)),
+        ("forgotten", 25, a_row(RowState.JOINED, 4)),
+        ("expired before", 26, a_row(RowState.EXPIRED, 5)),
     )
     assert chosen_ids(settlements, due) == ["expired", "orphan", "forgotten", "expired before"]
+    assert settlements.choose(some_due(("expired", 21, a_row(RowState.PENDING, 1)), place=B)) == ()

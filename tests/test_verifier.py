@@ -315,7 +315,19 @@ def test_a_label_that_is_counted_twice_breaks_the_balance() -> None:
         counts = fields_of(run, COMMITS, at)["outcomes"]
         put(run, COMMITS, at, outcomes={**counts, name: counts[name] + 1})
 
-        only(judged(run), "outcome counts", "balance of labels")
+        named = {"named outcomes"} if name in ("example", "waiting") else set()
+        only(judged(run), "outcome counts", "balance of labels", *named)
+
+
+def test_a_record_that_waits_or_ends_twice_or_is_not_named_is_found() -> None:
+    for what in ("joined", "waiting", "settled"):
+        run = right_run(1)
+        at = place_of(run, COMMITS, lambda fields, what=what: len(fields[what]) > 1)
+        first, _, *more = fields_of(run, COMMITS, at)[what]
+        put(run, COMMITS, at, **{what: [first, first, *more]})
+        only(judged(run), "named outcomes")
+        put(run, COMMITS, at, **{what: [first, *more]})
+        only(judged(run), "named outcomes")
 
 
 def test_a_commit_beyond_the_end_of_the_partition_is_found() -> None:

@@ -77,6 +77,9 @@ class Played:
     examples: dict[Partition, list[tuple[str, str, int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     served: dict[Partition, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))  # of each example
     letters: dict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))
+    met: dict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))  # offsets of labels
+    waiting: dict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))  # offsets of labels
+    settled: dict[Partition, list[int]] = field(default_factory=lambda: defaultdict(list))  # offsets that made rows
     joined: list[tuple[str, Source]] = field(default_factory=list)  # rows of earlier batches that labels met
     ids: set[str] = field(default_factory=set)
 
@@ -152,6 +155,8 @@ class Rules:
 
     def _settle(self, id_: str, row: Row, played: Played) -> None:
         played.ids.add(id_)
+        if row.state in ("pending", "waiting"):
+            played.settled[row.made_by[0]].append(row.made_by[1])
         if row.state == "pending":
             played.outcomes[row.made_by[0]]["expired"] += 1
             row.state = "expired"
@@ -194,11 +199,13 @@ class Rules:
         count, row = played.outcomes[source[0]], self.rows.get(id_)
         if row is None:
             count["waiting"] += 1
+            played.waiting[source[0]].append(source[1])
             self.rows[id_] = Row("waiting", source, label_time=sent.time, label=label, label_source=source)
         elif row.state == "expired" or (row.state == "pending" and sent.time > row.event_time + WAIT_MS):
             count["orphan"] += 1
         elif row.state == "pending":
             count["example"] += 1
+            played.met[source[0]].append(source[1])
             if id_ not in new:
                 played.joined.append((id_, row.made_by))
             row.state, row.label, row.label_time = "joined", label, sent.time

@@ -330,6 +330,10 @@ class Oracle:
             if len(commits) != 1 or commits[0]["outcomes"] != outcomes:
                 found = [commit["outcomes"] for commit in commits]
                 raise Violation(f"I1 {partition} {spans.get(partition)}: outcomes {found}, must be {outcomes}")
+            named = [sorted(commits[0][name]) for name in ("joined", "waiting", "settled")]
+            must_be = [sorted(of[partition]) for of in (played.met, played.waiting, played.settled)]
+            if named != must_be:
+                raise Violation(f"I1 {partition}: joined, waiting, settled are {named}, must be {must_be}")
             stated = (commits[0]["start"], commits[0]["next"], commits[0]["group_watermark"])
             if stated != (*spans[partition], step.group_watermark):
                 raise Violation(f"I1 {partition}: the commit record says {stated}, applied was {spans[partition]}")

@@ -169,6 +169,7 @@ class _Row:
     state: str
     time: int  # of the event; while waiting of the label
     place: tuple[str, int]
+    offset: int
     label: int = -1
     event: dict[str, Any] = field(default_factory=dict)
     label_fields: dict[str, Any] = field(default_factory=dict)
@@ -209,6 +210,9 @@ class _System:
 
     def _batch(self, number: int, records: list[tuple[str, Record]]) -> None:
         self.counts: dict[tuple[str, int], Counter[str]] = {}
+        self.joined: dict[tuple[str, int], list[int]] = {}
+        self.waiting: dict[tuple[str, int], list[int]] = {}
+        self.settled: dict[tuple[str, int], list[int]] = {}
         group_watermark = min(self.watermark.values())
         n = self.n
         for id_, row in list(self.rows.items()):
@@ -233,6 +237,9 @@ class _System:
                 "group_watermark": group_watermark,
                 "merge_rank": -1,
                 "outcomes": dict(self.counts[place]),
+                "joined": self.joined.get(place, []),
+                "waiting": self.waiting.get(place, []),
+                "settled": self.settled.get(place, []),
             }
             self.next[place] = reached.get(place, self.next[place])
             self._publish("commits", str(place).encode(), fields)
@@ -246,9 +253,11 @@ class _System:
         settle = DECLARED.wait_ms + DECLARED.allowed_lateness_ms
         if row.state == "pending" and row.time + settle < group_watermark:
             self._count(row.place, "expired")
+            self.settled.setdefault(row.place, []).append(row.offset)
             row.state = "expired"
         elif row.state == "waiting" and row.time + settle < group_watermark:
             self._count(row.place, "waiting_orphaned")
+            self.settled.setdefault(row.place, []).append(row.offset)
             del self.rows[id_]
 
     def _record(self, name: str, record: Record, n: int) -> str:
@@ -293,7 +302,7 @@ class _System:
         self.fed.append(_Fed(name, time, fields, fields, (record.partition, record.offset)))
         place = (name, record.partition)
         if row is None:
-            self.rows[id_] = _Row("pending", time, place, event=fields, served=served)
+            self.rows[id_] = _Row("pending", time, place, record.offset, event=fields, served=served)
         else:
             self._count(place, "waiting_joined")
             waited = row.time
@@ -308,13 +317,16 @@ class _System:
         fields = {**fields, "label": label, "tie": (record.partition, record.offset)}
         row = self.rows.get(id_)
         if row is None:
-            self.rows[id_] = _Row("waiting", time, (name, record.partition), label, label_fields=fields)
+            place = (name, record.partition)
+            self.rows[id_] = _Row("waiting", time, place, record.offset, label, label_fields=fields)
+            self.waiting.setdefault(place, []).append(record.offset)
             return "waiting"
         if row.state == "expired" or (row.state == "pending" and time > row.time + DECLARED.wait_ms):
             return "orphan"
         if row.state == "pending":
             row.state, row.label = "joined", label
             self._example("example", id_, row, label, time, is_learned=True)
+            self.joined.setdefault((name, record.partition), []).append(record.offset)
             self.fed.append(_Fed(name, time, row.event, fields, fields["tie"]))
             return "example"
         if row.label == label:

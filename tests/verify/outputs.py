@@ -60,6 +60,9 @@ class Commit(NamedTuple):
     group_watermark: int
     merge_rank: int
     outcomes: Mapping[str, int]
+    joined: Sequence[int] = ()
+    waiting: Sequence[int] = ()
+    settled: Sequence[int] = ()
 
 
 @dataclass

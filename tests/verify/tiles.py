@@ -112,6 +112,7 @@ def check_counts(
             sums[name] += count
             if name in RECORD_OUTCOMES:
                 counted[index, RECORD_OUTCOMES.index(name)] += count
+    _check_names(commits, report)
     computed = np.zeros_like(counted)
     inside = commit_of >= 0
     np.add.at(computed, (commit_of[inside], expected.outcome[inside]), 1)
@@ -123,6 +124,29 @@ def check_counts(
         finding.add(f"{_range(commits[index])}: {wrong}")
     _check_later(expected, sums, report, is_total_order=is_total_order)
     return sums
+
+
+def _check_names(commits: Sequence[Commit], report: Report) -> None:
+    """The offsets that a commit names are as many as it counts, and no record ends or waits twice."""
+    finding = report.check("named outcomes")
+    seen: set[tuple[str, str, int, int]] = set()
+    for commit in commits:
+        ended = sum(commit.outcomes.get(name, 0) for name in ("expired", "waiting_orphaned"))
+        for what, offsets, count in (
+            ("joined", commit.joined, commit.outcomes.get("example", 0)),
+            ("waiting", commit.waiting, commit.outcomes.get("waiting", 0)),
+            ("settled", commit.settled, ended),
+        ):
+            if len(offsets) != count:
+                finding.add(f"{_range(commit)}: {len(offsets)} {what} are named, {count} counted")
+            named = {(what, commit.topic, commit.partition, offset) for offset in offsets}
+            if len(named) != len(offsets) or named & seen:
+                finding.add(
+                    f"{_range(commit)}: {what} are named twice: {sorted(offset for *_, offset in named & seen)}"
+                )
+            seen |= named
+        if any(not commit.start <= offset < commit.next for offset in (*commit.joined, *commit.waiting)):
+            finding.add(f"{_range(commit)}: labels are named of other ranges")
 
 
 def _range(commit: Commit) -> str:

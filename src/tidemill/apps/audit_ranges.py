@@ -46,12 +46,13 @@ class Ranges:
 
 @dataclass(slots=True)
 class Committed:
-    """What the commits of an audit say. settled: outcomes that belong to no record of the commit's own range."""
+    """What the commits of an audit say. miscounted: commits that name other outcomes than they count."""
 
     ranges: dict[Partition, Ranges]
     totals: dict[str, int] = field(default_factory=dict)
     count: int = 0
     strangers: list[str] = field(default_factory=list)
+    miscounted: list[str] = field(default_factory=list)
 
 
 def read_commits(values: Iterable[Sequence[bytes]], inputs: Sequence[Partition]) -> Committed:
@@ -64,11 +65,15 @@ def read_commits(values: Iterable[Sequence[bytes]], inputs: Sequence[Partition])
             outcomes = dict(row["outcomes"])
             for name, count in outcomes.items():
                 committed.totals[name] = committed.totals.get(name, 0) + count
+            place = f"{partition} [{row['start']}, {row['next']})"
+            ended = outcomes.get("expired", 0) + outcomes.get("waiting_orphaned", 0)
+            counts = {"joined": outcomes.get("example", 0), "waiting": outcomes.get("waiting", 0), "settled": ended}
+            for what, count in counts.items():
+                if len(row[what]) != count:
+                    committed.miscounted.append(f"{place}: {len(row[what]):,} {what} are named, {count:,} counted")
             ranges = committed.ranges.get(partition)
             if ranges is None:
-                committed.strangers.append(
-                    f"a commit of {partition} [{row['start']}, {row['next']}), which is no input"
-                )
+                committed.strangers.append(f"a commit of {place}, which is no input")
             elif row["next"] != row["start"]:
                 ranges.start.append(row["start"])
                 ranges.next.append(row["next"])
@@ -88,6 +93,8 @@ def check_ranges(
     check = report.checks["ranges"]
     for stranger in committed.strangers:
         check.add(stranger)
+    for text in committed.miscounted:
+        report.checks["counts"].add(text)
     for partition, ranges in committed.ranges.items():
         begin, end = bounds[partition]
         reached = None if not ranges.start else ranges.start[0]

@@ -78,8 +78,10 @@ class RollForward:
         """Apply the records of every range [start, end), in merged order; settle the rows that were settled then."""
         began = time.monotonic()
         restored = self._restored()
-        served = self._published(ranges, restored)
-        settlements = Settlements(self._recorded(ranges, restored), served.labelled)
+        recorded = self._recorded(ranges, restored)
+        labels = [(p, at) for p, found in recorded.items() for one in found for at in (*one.joined, *one.waiting)]
+        served = self._published(ranges, restored, Labelled(self._examples(restored), labels))
+        settlements = Settlements(recorded)
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
         number = 0
@@ -117,10 +119,9 @@ class RollForward:
             commit = self._pipeline.roll_forward(turn, reads, replace(view, due=chosen), served)
             if not isinstance(self._store.commit(commit), Conflict):
                 break
-        settlements.spend(chosen)
 
     def _published(
-        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
+        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any], labelled: Labelled
     ) -> PublishedPredictions:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
         tables: list[pa.Table] = []
@@ -137,7 +138,7 @@ class RollForward:
             served = found.select(SERVED.names).take(pa.array(keep, pa.int64())).cast(SERVED)
             tables.append(pa.Table.from_batches([served]))
         rows = pa.concat_tables(tables) if tables else SERVED.empty_table()
-        return PublishedPredictions(rows, sources, Labelled(self._examples(restored)))
+        return PublishedPredictions(rows, sources, labelled)
 
     def _examples(self, restored: Mapping[str, Any]) -> Iterator[Example]:
         for messages in self._read(self._pipeline.examples_topic, restored):
@@ -160,16 +161,8 @@ class RollForward:
                 place = Partition(row["topic"], row["partition"])
                 if place not in ranges or row["start"] < ranges[place][0] or name_of_record(value) in in_cut:
                     continue
-                count = dict(row["outcomes"])
-                recorded.setdefault(place, []).append(
-                    Settled(
-                        row["start"],
-                        row["next"],
-                        row["group_watermark"],
-                        count.get("expired", 0),
-                        count.get("waiting_orphaned", 0),
-                    )
-                )
+                found = Settled(*(row[name] for name in Settled._fields))
+                recorded.setdefault(place, []).append(found)
         return recorded
 
     def _read(self, topic: str, restored: Mapping[str, Any]) -> Iterator[list[Any]]:

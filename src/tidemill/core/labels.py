@@ -136,6 +136,9 @@ class Joined:
     due_add: list[Due] = field(default_factory=list)
     due_remove: list[Due] = field(default_factory=list)
     outcomes: dict[Partition, Counter[Outcome]] = field(default_factory=dict)
+    met: dict[Partition, list[int]] = field(default_factory=dict)  # offsets of labels that met their event
+    waiting: dict[Partition, list[int]] = field(default_factory=dict)  # offsets of labels that wait for their event
+    settled: dict[Partition, list[int]] = field(default_factory=dict)  # offsets whose rows expired or were orphaned
     blocked_at: int = -1
 
     def count(self, partition: Partition, outcome: Outcome) -> None:
@@ -213,12 +216,13 @@ def join_labels(
 def _settle_due(slot: _Open, entry: Due, result: Joined) -> None:
     row = slot.row
     assert row is not None
+    if row.state in (RowState.PENDING, RowState.WAITING):
+        is_pending = row.state is RowState.PENDING
+        result.count(entry.partition, Outcome.EXPIRED if is_pending else Outcome.WAITING_ORPHANED)
+        result.settled.setdefault(entry.partition, []).append(row.offset)
     if row.state is RowState.PENDING:
-        result.count(entry.partition, Outcome.EXPIRED)
         slot.row = row._replace(revision=slot.next_revision, state=RowState.EXPIRED, tail=b"")
     else:
-        if row.state is RowState.WAITING:
-            result.count(entry.partition, Outcome.WAITING_ORPHANED)
         slot.row = None
     slot.is_changed = True
 
@@ -276,7 +280,10 @@ def _take_label(
     partition = Partition(topic_names[label.topic_index], label.partition)
     row = slot.row
     if row is None or _waits_in_vain(row, label, labelled):
+        if labelled is not None and not labelled.has_record(partition, label.offset):
+            return True  # it met a row that is not here yet, or no more: it left nothing
         result.count(partition, Outcome.WAITING)
+        result.waiting.setdefault(partition, []).append(label.offset)
         tail = _label_tail(label_columns[label.topic_index], label.order)
         made_by = (label.topic_index, label.partition, label.offset)
         slot.row = Row(slot.next_revision, RowState.WAITING, -1, label.time, label.label, *made_by, tail)
@@ -292,6 +299,7 @@ def _take_label(
             result.count(partition, Outcome.ORPHAN)
             return True
         result.count(partition, Outcome.EXAMPLE)
+        result.met.setdefault(partition, []).append(label.offset)
         tail_served = row.tail if slot.event_order < 0 else None
         result.joins.append(
             Join(

@@ -142,7 +142,7 @@ class Pipeline:
         examples = self._examples(joined, served, pending, label_rows)
         outputs = self._outputs(batch, joined, served, examples, scores.top_features)
         outcomes = self._outcomes(batch, joined)
-        self._add_commit_records(turn, outputs, outcomes, scorer.n)
+        self._add_commit_records(turn, outputs, joined, scorer.n)
         # A partition without records is in the commit when one of its rows was due: then its owner is checked too.
         touched = {*outputs, *(due.partition for due, _ in view.due)}
         return StepOutcome(
@@ -359,15 +359,17 @@ class Pipeline:
             outcomes.setdefault(letter.partition, Counter())[_DEAD_LETTER[roles[batch.topic_index[position]]]] += 1
         return outcomes
 
-    def _add_commit_records(
-        self, turn: Turn, outputs: dict[Partition, list[Output]], outcomes: Mapping[Partition, Counter[Outcome]], n: int
-    ) -> None:
+    def _add_commit_records(self, turn: Turn, outputs: dict[Partition, list[Output]], joined: Joined, n: int) -> None:
         """One commit record per partition that had records or outcomes, as the last output of its slice."""
+        outcomes = joined.outcomes
         partitions = sorted({*outputs, *outcomes})
         ranks = [_merge_rank(turn.batch, self.topic_names, partition) for partition in partitions]
         columns = commit_columns(
             [(partition, turn.batch.spans[partition], outcomes.get(partition, {})) for partition in partitions],
             ranks,
+            joined=[joined.met.get(partition, ()) for partition in partitions],
+            waiting=[joined.waiting.get(partition, ()) for partition in partitions],
+            settled=[joined.settled.get(partition, ()) for partition in partitions],
             worker=turn.worker,
             number=turn.number,
             n=n,

@@ -1,13 +1,13 @@
-"""What was settled the first time: a roll-forward expires the rows that the log says were expired, and no others.
+"""What became of labels and rows the first time: a roll-forward does the same with them, and nothing else.
 
-In: the commit records of some ranges, the examples that were published, the rows that are due. Out: which of these rows
-to settle again. Invariant: no row is settled that an example was made of later, and per partition no more are settled
-than the log counts; so both balances close after a rebuild as they did before.
+In: the commit records of some ranges, the examples that were published, the rows that are due. Out: which labels make a
+row, which rows to settle again. Invariant: exactly the rows that the log names are settled, so both balances close
+after a rebuild as they did before.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,13 +16,17 @@ from tidemill.core.rows import RowState, unpack_row
 
 
 class Settled(NamedTuple):
-    """One commit record of a partition: its span, the watermark that rows were settled with, and how many were."""
+    """One commit record of a partition.
+
+    start: where its range starts. group_watermark: that rows were settled with. joined, waiting: offsets of its labels
+    that met their event, or began to wait for it. settled: of the records whose rows expired, or waited in vain.
+    """
 
     start: int
-    next: int
     group_watermark: int
-    expired: int
-    orphaned: int
+    joined: Sequence[int]
+    waiting: Sequence[int]
+    settled: Sequence[int]
 
 
 class Example(NamedTuple):
@@ -35,33 +39,34 @@ class Example(NamedTuple):
 
 
 class Labelled:
-    """The labels that joined the first time."""
+    """The labels that joined or waited the first time; others left nothing."""
 
-    def __init__(self, examples: Iterable[Example]) -> None:
+    def __init__(self, examples: Iterable[Example], records: Iterable[tuple[Partition, int]]) -> None:
+        """`records`: partition and offset of the labels that met their event, or waited for it."""
         self._examples = frozenset(examples)
-        self._events = {(one.id, one.event_time) for one in self._examples}
         self._labels = {(one.id, one.label_time, one.label) for one in self._examples}
+        self._records = frozenset(records)
 
     def __contains__(self, example: Example) -> bool:
         return example in self._examples
 
-    def has_event(self, id_: str, event_time: int) -> bool:
-        return (id_, event_time) in self._events
-
     def has_label(self, id_: str, label_time: int, label: int) -> bool:
+        """It joined, at once or after it had waited."""
         return (id_, label_time, label) in self._labels
+
+    def has_record(self, partition: Partition, offset: int) -> bool:
+        """It joined or waited: where its id has no row now it has to wait, perhaps for an event applied after it."""
+        return (partition, offset) in self._records
 
 
 class Settlements:
     """Walks through the commit records of a range while its records are applied again."""
 
-    def __init__(self, records: Mapping[Partition, Sequence[Settled]], labelled: Labelled) -> None:
+    def __init__(self, records: Mapping[Partition, Sequence[Settled]]) -> None:
         """`records`: by partition, in the order of the log."""
         self._left = {partition: deque(found) for partition, found in records.items()}
-        self._labelled = labelled
         self._watermarks: dict[Partition, int] = {}
-        self._expired: Counter[Partition] = Counter()
-        self._orphaned: Counter[Partition] = Counter()
+        self._settled: set[tuple[Partition, int]] = set()
 
     @property
     def watermark(self) -> int:
@@ -74,34 +79,16 @@ class Settlements:
         while left and left[0].start < before:
             found = left.popleft()
             self._watermarks[partition] = max(self._watermarks.get(partition, -1), found.group_watermark)
-            self._expired[partition] += found.expired
-            self._orphaned[partition] += found.orphaned
+            self._settled.update((partition, offset) for offset in found.settled)
 
     def choose(self, due: Sequence[tuple[Due, bytes | None]]) -> tuple[tuple[Due, bytes | None], ...]:
         """The rows to settle now; `due` in the order in which a worker settles."""
         chosen: list[tuple[Due, bytes | None]] = []
-        expired, orphaned = self._expired.copy(), self._orphaned.copy()
         for entry, packed in due:
-            place = entry.partition
-            if packed is None or entry.time >= self._watermarks.get(place, -1):
+            if packed is None or entry.time >= self._watermarks.get(entry.partition, -1):
                 continue
             row = unpack_row(packed)
-            if row.state is RowState.PENDING:
-                if self._labelled.has_event(entry.id, row.event_time) or not expired[place]:
-                    continue
-                expired[place] -= 1
-            elif row.state is RowState.WAITING:
-                if self._labelled.has_label(entry.id, row.label_time, row.label) or not orphaned[place]:
-                    continue
-                orphaned[place] -= 1
-            chosen.append((entry, packed))
+            is_open = row.state in (RowState.PENDING, RowState.WAITING)
+            if not is_open or (entry.partition, row.offset) in self._settled:
+                chosen.append((entry, packed))
         return tuple(chosen)
-
-    def spend(self, chosen: Sequence[tuple[Due, bytes | None]]) -> None:
-        """What was chosen has been applied."""
-        for entry, packed in chosen:
-            state = packed[8] if packed else None
-            if state == RowState.PENDING:
-                self._expired[entry.partition] -= 1
-            elif state == RowState.WAITING:
-                self._orphaned[entry.partition] -= 1

@@ -179,12 +179,15 @@ def commit_columns(
     parts: Sequence[tuple[Partition, Span, Mapping[Outcome, int]]],
     merge_ranks: Sequence[int],
     *,
+    joined: Sequence[Sequence[int]],
+    waiting: Sequence[Sequence[int]],
+    settled: Sequence[Sequence[int]],
     worker: str,
     number: int,
     n: int,
     group_watermark: int,
 ) -> pa.RecordBatch:
-    """commit.v1, one row per partition: its span and the counts of its outcomes."""
+    """commit.v1, one row per partition: span, counts of outcomes, offsets of what joined, waits and ended."""
     count = len(parts)
     return pa.RecordBatch.from_pydict(
         {
@@ -202,6 +205,9 @@ def commit_columns(
                 [[(o.name.lower(), counted) for o, counted in sorted(outcomes.items())] for _, _, outcomes in parts],
                 pa.map_(pa.string(), pa.int64()),
             ),
+            "joined": pa.array(joined, pa.list_(pa.int64())),
+            "waiting": pa.array(waiting, pa.list_(pa.int64())),
+            "settled": pa.array(settled, pa.list_(pa.int64())),
         }
     )
 
