@@ -8,20 +8,23 @@ import sys
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fastavro
 import pytest
 from confluent_kafka import Producer
 from hypothesis import given
 from hypothesis import strategies as st
-from shop import Shop, a_shop
+from shop import SHOP, Shop, a_shop
 
+from tidemill.apps.bisecting import Bisecting
 from tidemill.apps.dead_letter_listing import list_dead_letters
 from tidemill.apps.trial_child import run_apart
+from tidemill.config import load_settings
 from tidemill.core.bisection import CULPRITS_MAX, find_culprits
+from tidemill.core.records import Partition
 from tidemill.io.framing import header_of
-from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER
+from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER, SourceRecord
 
 # Put in front of a worker's and of its children's Python: a decoder that reads address 0 when it meets the mark, and a
 # model that aborts when it does. Real deaths, of the whole process.
@@ -94,6 +97,22 @@ def test_a_try_tells_the_signal_and_outlives_it():
     assert run_apart(os.abort).signal == signal.SIGABRT
     assert run_apart(lambda: os.kill(os.getpid(), signal.SIGSEGV)).signal == signal.SIGSEGV
     assert run_apart(lambda: 1 / 0).signal == 0  # a plain error kills no worker
+
+
+def test_suspicion_ends_with_as_many_records_as_a_batch_has_or_with_the_last_one_of_the_claim():
+    app = load_settings(SHOP)
+    quiet, busy = (Partition(app.app.topics[0].name, number) for number in (0, 1))
+    said: list[str] = []
+    bisecting = Bisecting(app, report=said.append)
+
+    def pass_one(partition: Partition, offset: int) -> bool:
+        bisecting.passed([SourceRecord(0, 0, partition.number, offset, cast(Any, None))])
+        return "the records that were suspected have passed" in said
+
+    bisecting.suspect([quiet, busy], {quiet: 12, busy: 1_000_000})
+    assert not pass_one(quiet, 10) and not pass_one(quiet, 11)
+    passed = [pass_one(busy, offset) for offset in range(app.app.batch_records)]
+    assert passed == [False] * (app.app.batch_records - 1) + [True]
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ here. Invariant: while a partition is suspected nothing of it is decoded or scor
 survive; and what the child says changes nothing about the other records.
 
 A partition is suspected when the process before it in this slot died by a signal of its own, or when a second claim
-finds it where the last one did. It is cleared by as many records as one batch can have: then the batch that killed has
-passed.
+finds it where the last one did. It is cleared by as many records as one batch can have, or by the last record that it
+had when it was claimed: then the batch that killed has passed.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class Bisecting:
         self._report = report
         self._topics = tuple(topic.name for topic in settings.app.topics)
         self._left: dict[Partition, int] = {}  # suspected: how many of its records are still to be tried
+        self._ends: dict[Partition, int] = {}  # of the same: where it ended when it was claimed
         self._condemned: dict[tuple[Partition, int], Fault] = {}
         self._process: TrialProcess | None = None
         self._used_at = 0.0
@@ -61,10 +62,11 @@ class Bisecting:
         """Whether the batch in work has to be tried before it is scored."""
         return self._is_trial
 
-    def suspect(self, partitions: Collection[Partition]) -> None:
-        """These partitions stood still while their worker died: try what comes next of them."""
+    def suspect(self, partitions: Collection[Partition], ends: Mapping[Partition, int]) -> None:
+        """These partitions stood still while their worker died: try what they hold before these ends."""
         new = [partition for partition in partitions if partition not in self._left]
         self._left.update(dict.fromkeys(partitions, self._settings.app.batch_records))
+        self._ends.update((partition, ends[partition]) for partition in partitions)
         if new:
             self._report(f"{len(new)} partitions stood still when their worker ended: trying their next records")
             self._trials()  # it starts while the claim goes on
@@ -123,7 +125,7 @@ class Bisecting:
             self._condemned.pop((partition, offset), None)
             if partition in self._left:
                 self._left[partition] -= 1
-                if self._left[partition] <= 0:
+                if self._left[partition] <= 0 or offset + 1 >= self._ends[partition]:
                     del self._left[partition]
         self._is_trial = False
         if not self._left and self._process is not None:

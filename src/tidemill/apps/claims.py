@@ -36,11 +36,12 @@ class Claims:
         publishing: Publishing,
         roll_forward: RollForward,
         report: Callable[[str], None],
-        suspect: Callable[[Sequence[Partition]], None] = lambda partitions: None,
+        suspect: Callable[[Sequence[Partition], Mapping[Partition, int]], None] = lambda partitions, ends: None,
         restore: Callable[[Mapping[Partition, tuple[int | None, str]]], bool] = lambda committed: False,
     ) -> None:
-        """`suspect` hears which partitions an owner before has tried from the same position, and not moved. `restore`
-        fills a lost store from a snapshot that fits the group's offsets, and says whether there was one."""
+        """`suspect` hears which partitions an owner before has tried from the same position, and not moved, and where
+        all partitions end. `restore` fills a lost store from a snapshot that fits the group's offsets, and says whether
+        there was one."""
         self._restore = restore
         self.committed_of_app: Mapping[Partition, int | None] = {}  # at the last claim, of all partitions of the app
         self._suspect = suspect
@@ -70,9 +71,14 @@ class Claims:
                 earlier = {metadata.partition("/")[0] for _, metadata in of_app.values()} - {""}
                 self._store.open_rebuild(secrets.token_hex(8), *sorted(earlier))
             view = self._store.claim(sorted(partitions), may_create=False)
-        self._suspect([partition for partition, found in view.partitions.items() if found.attempts > 1])
         committed = kafka.committed_offsets(self._client_settings, self._group, sorted(partitions))
         bounds = kafka.log_bounds(self._client_settings, sorted(partitions))
+        ends = {partition: end for partition, (_, end) in bounds.items()}
+        # Where nothing was left to read, nothing has killed.
+        stood_still = [
+            p for p, found in view.partitions.items() if found.attempts > 1 and (found.applied or 0) < ends[p]
+        ]
+        self._suspect(stood_still, ends)
         starts: dict[Partition, int] = {}
         to_replay: dict[Partition, tuple[int, int]] = {}
         for partition in sorted(partitions):
