@@ -75,9 +75,7 @@ class Claims:
         bounds = kafka.log_bounds(self._client_settings, sorted(partitions))
         ends = {partition: end for partition, (_, end) in bounds.items()}
         # Where nothing was left to read, nothing has killed.
-        stood_still = [
-            p for p, found in view.partitions.items() if found.attempts > 1 and (found.applied or 0) < ends[p]
-        ]
+        stood_still = [p for p, at in view.partitions.items() if at.attempts > 1 and (at.applied or 0) < ends[p]]
         self._suspect(stood_still, ends)
         starts: dict[Partition, int] = {}
         to_replay: dict[Partition, tuple[int, int]] = {}
