@@ -36,6 +36,8 @@ KAFKA_RIGHTS: dict[str, tuple[Right, ...]] = {
     "worker": _PROCESS,
     "monitor": _PROCESS,
     "trainer": _PROCESS,
+    "dlq": _PROCESS,
+    "audit": _READER,
     "status": _READER,
     "web": _READER,
     "snapshot": _READER,
@@ -49,6 +51,8 @@ KAFKA_RIGHTS: dict[str, tuple[Right, ...]] = {
 STORE_NEEDS: dict[str, tuple[StoreNeed, ...]] = {
     "worker": ("connection", "info", "read", "write", "scripting"),
     "status": ("connection", "read"),
+    "snapshot": ("connection", "info", "read", "write", "scripting"),
+    "restore": ("connection", "info", "read", "write", "scripting"),
     "reset": ("connection", "read", "write", "scripting"),
 }
 _GROUPS: dict[str, tuple[str, ...]] = {
