@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from registry_server import RegistryServer
 from shop import a_shop
@@ -55,3 +58,12 @@ def test_a_worker_goes_on_without_its_registry_and_waits_only_for_what_nobody_kn
             assert "answers again, after" in shop.log_text()
             assert shop.stop() == 0
             assert sorted(row["id"] for row in shop.read("predictions")) == ["1", "2", "3", "4"]
+
+            shop.send("label", "4", -10, order=4, returned=True)
+            shop.producer.flush()
+            words = ["backtest", str(shop.config), "--bootstrap-servers", servers.bootstrap_servers]
+            words += ["--out", str(tmp_path / "past"), "--predictions"]
+            past = subprocess.run([sys.executable, "-m", "tidemill", *words], capture_output=True, text=True)
+            assert past.returncode == 0, past.stderr
+            found = pq.read_table(tmp_path / "past" / "predictions.parquet")
+            assert sorted(found["id"].to_pylist()) == ["1", "2", "3", "4"]

@@ -41,6 +41,7 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.validation import Validation, Window
 from tidemill.core.validation_cells import Tally, delay_of
 from tidemill.errors import ConfigError
+from tidemill.io.input_topic import Schemas
 
 SLICES_SHOWN = 20
 SLICE_EXAMPLES_MIN = 200  # below it an excess is mostly chance
@@ -62,6 +63,7 @@ class BacktestOptions:
     threads: int = 1
     made: str = ""
     command: str = ""
+    schemas: Schemas | None = None  # of writers that are not declared
     on_progress: Callable[[Progress], None] = lambda progress: None
     on_outputs: OnOutputs = lambda topic, values: None
     on_examples: OnExamples = lambda examples: None
@@ -128,6 +130,7 @@ class _Watch:
             on_examples=self._on_examples,
             on_outputs=self._on_outputs,
             keeps_log=options.has_loop,
+            schemas=options.schemas,
         )
 
     def on_batch(self, progress: Progress) -> None:

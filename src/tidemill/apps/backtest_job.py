@@ -27,6 +27,7 @@ from tidemill.apps.backtest_sources import kafka_lanes, kafka_ranges
 from tidemill.apps.input_files import file_lanes, files_by_topic, require_all_topics
 from tidemill.apps.predictions_file import PredictionsFile
 from tidemill.apps.retraining import RetrainPlan
+from tidemill.apps.schema_lookup import open_schemas
 from tidemill.config import Settings, load_settings
 from tidemill.core.merge import Offered
 from tidemill.core.spec import AppSpec, ComparatorSpec
@@ -109,6 +110,7 @@ def run_job(
             threads=job.threads,
             made=job.made,
             command=job.command,
+            schemas=None if job.files else open_schemas(settings, report),
             on_progress=lambda progress: on_progress(progress, total),
             on_outputs=keep,
             report=report,

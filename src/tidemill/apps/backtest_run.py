@@ -23,6 +23,7 @@ from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.records import Batch, Command, Outcome, Partition, Span
 from tidemill.core.spec import AppSpec
 from tidemill.io.codec import WireCodec
+from tidemill.io.input_topic import Schemas
 from tidemill.io.memory import MemoryBackend, MemoryStore
 from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder
@@ -72,11 +73,13 @@ class BacktestRun:
         on_examples: OnExamples,
         on_outputs: OnOutputs,
         keeps_log: bool = False,
+        schemas: Schemas | None = None,
     ) -> None:
-        """`keeps_log`: hold all examples in memory, as `excise` needs them (TM-5005 without)."""
+        """`keeps_log`: hold all examples in memory, as `excise` needs them (TM-5005 without). `schemas`: of writers
+        that are not declared."""
         self.spec = spec
         self.plan = FeaturePlan(spec)
-        self._decoder = InputDecoder(spec)
+        self._decoder = InputDecoder(spec, schemas=schemas)
         self.pipeline = Pipeline(spec, self.plan, WireCodec(spec, self._decoder))
         self.log = BacktestLog(
             self.pipeline.examples_topic,
