@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tidemill.core.labels import EventEntry, Joined, LabelEntry, due_time, join_labels, label_values
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
-from tidemill.core.settlements import Example, Labelled
+from tidemill.core.settlements import Example, Labelled, Settled
 from tidemill.core.spec import Condition, LabelSpec
 
 EVENTS, LABELS = "events", "labels"
@@ -139,11 +139,14 @@ def test_label_before_its_event_waits_and_joins_it():
     assert next(iter(log.due.values())).partition == Partition(EVENTS, 0)
 
 
+def waited(*offsets: int, group_watermark: int = -1) -> dict[Partition, list[Settled]]:
+    return {Partition(LABELS, 0): [Settled(0, group_watermark, (), offsets, ())]}
+
+
 @pytest.mark.parametrize("first", [5, 9])
 def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(first: int):
     """Two labels came before their event; another worker applies the one that did not join."""
-    waiting = [(Partition(LABELS, 0), 0), (Partition(LABELS, 0), 1)]
-    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)], waiting)
+    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)], waited(0, 1))
     for time in (first, 14 - first):
         log.batch((LABELS, "a", time, 1), predicted=frozenset(), labelled=labelled)
     joined = log.batch((EVENTS, "a", 20), predicted=frozenset({(0, 0, 2)}), labelled=labelled)
@@ -153,11 +156,22 @@ def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(fir
 
 def test_in_a_roll_forward_a_label_that_met_a_row_makes_none():
     """The one that waited is of another partition: who applies this one first must not let it wait instead."""
-    log, labelled = Log(), Labelled([], [(Partition(LABELS, 0), 1)])
+    log, labelled = Log(), Labelled([], waited(1))
     log.batch((LABELS, "a", 5, 1), predicted=frozenset(), labelled=labelled)
     assert log.rows == {}
     log.batch((LABELS, "a", 9, 1), predicted=frozenset(), labelled=labelled)
     assert log.state("a") is RowState.WAITING
+
+
+@pytest.mark.parametrize(("due_before", "state"), [(1_001, RowState.WAITING), (1_000, RowState.JOINED)])
+def test_in_a_roll_forward_a_label_that_waited_shows_that_the_row_before_was_forgotten(due_before, state):
+    """Nobody tells of rows that ended and are forgotten; one that is due later came after the label the first time."""
+    log, labelled = Log(), Labelled([], waited(9, group_watermark=due_before))
+    log.batch((EVENTS, "a", 0), (LABELS, "a", 5, 1))
+    assert next(iter(log.due.values())).time == 1_000
+    log.offset = 9
+    log.batch((LABELS, "a", 900, 1), predicted=frozenset(), labelled=labelled)
+    assert log.state("a") is state
 
 
 def test_label_whose_event_never_comes_becomes_an_orphan():

@@ -79,8 +79,7 @@ class RollForward:
         began = time.monotonic()
         restored = self._restored()
         recorded = self._recorded(ranges, restored)
-        labels = [(p, at) for p, found in recorded.items() for one in found for at in (*one.joined, *one.waiting)]
-        served = self._published(ranges, restored, Labelled(self._examples(restored), labels))
+        served = self._published(ranges, restored, Labelled(self._examples(restored), recorded))
         settlements = Settlements(recorded)
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
@@ -151,7 +150,7 @@ class RollForward:
     def _recorded(
         self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
     ) -> dict[Partition, list[Settled]]:
-        """The commit records of the ranges, by partition."""
+        """The commit records of the ranges, by partition; a roll-forward before may have ended within the first one."""
         # At the very position of a cut, a commit that moved no offset is in it if the cut's outbox held its record.
         in_cut = {name for place in restored.get("partitions", ()) for name in place["known"]}
         recorded: dict[Partition, list[Settled]] = {}
@@ -159,7 +158,10 @@ class RollForward:
             values = [message.value() for message in messages]
             for value, row in zip(values, decode("commit.v1", values).to_pylist(), strict=True):
                 place = Partition(row["topic"], row["partition"])
-                if place not in ranges or row["start"] < ranges[place][0] or name_of_record(value) in in_cut:
+                if place not in ranges or name_of_record(value) in in_cut:
+                    continue
+                begin = ranges[place][0]
+                if row["next"] <= begin and row["start"] < begin:
                     continue
                 found = Settled(*(row[name] for name in Settled._fields))
                 recorded.setdefault(place, []).append(found)

@@ -279,7 +279,7 @@ def _take_label(
     """False when the label must wait for another worker to publish the prediction that it judges."""
     partition = Partition(topic_names[label.topic_index], label.partition)
     row = slot.row
-    if row is None or _waits_in_vain(row, label, labelled):
+    if row is None or _was_forgotten(row, label, partition, spec, labelled) or _waits_in_vain(row, label, labelled):
         if labelled is not None and not labelled.has_record(partition, label.offset):
             return True  # it met a row that is not here yet, or no more: it left nothing
         result.count(partition, Outcome.WAITING)
@@ -320,6 +320,16 @@ def _take_label(
         result.count(partition, Outcome.AMENDMENT)
         result.amendments.append(Amendment(label.position, label.id, label.label, row.event_time, label.time))
     return True
+
+
+def _was_forgotten(
+    row: Row, label: LabelEntry, partition: Partition, spec: LabelSpec, labelled: Labelled | None
+) -> bool:
+    """In a roll-forward: the row had ended and gone before this label came the first time. A worker that forgets a row
+    tells nobody: that the label waited is the first that is heard of it."""
+    if labelled is None or row.state not in (RowState.JOINED, RowState.EXPIRED):
+        return False
+    return due_time(spec, row) < labelled.forgotten_before(partition, label.offset)
 
 
 def _waits_in_vain(row: Row, label: LabelEntry, labelled: Labelled | None) -> bool:

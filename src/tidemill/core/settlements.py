@@ -41,11 +41,13 @@ class Example(NamedTuple):
 class Labelled:
     """The labels that joined or waited the first time; others left nothing."""
 
-    def __init__(self, examples: Iterable[Example], records: Iterable[tuple[Partition, int]]) -> None:
-        """`records`: partition and offset of the labels that met their event, or waited for it."""
+    def __init__(self, examples: Iterable[Example], records: Mapping[Partition, Sequence[Settled]]) -> None:
+        """`records`: the commit records of the ranges that are applied again."""
         self._examples = frozenset(examples)
         self._labels = {(one.id, one.label_time, one.label) for one in self._examples}
-        self._records = frozenset(records)
+        commits = [(partition, commit) for partition, found in records.items() for commit in found]
+        self._joined = {(partition, offset) for partition, commit in commits for offset in commit.joined}
+        self._waiting = {(p, offset): commit.group_watermark for p, commit in commits for offset in commit.waiting}
 
     def __contains__(self, example: Example) -> bool:
         return example in self._examples
@@ -56,7 +58,11 @@ class Labelled:
 
     def has_record(self, partition: Partition, offset: int) -> bool:
         """It joined or waited: where its id has no row now it has to wait, perhaps for an event applied after it."""
-        return (partition, offset) in self._records
+        return (partition, offset) in self._joined or (partition, offset) in self._waiting
+
+    def forgotten_before(self, partition: Partition, offset: int) -> int:
+        """Ended rows due before this had been forgotten when the label began to wait; -1 = it did not wait."""
+        return self._waiting.get((partition, offset), -1)
 
 
 class Settlements:
