@@ -25,6 +25,7 @@ from tidemill.apps.cli_config import config_app
 from tidemill.apps.cli_dead_letters import dead_letters_app
 from tidemill.apps.cli_doctor import add_doctor_command
 from tidemill.apps.cli_features import features_app
+from tidemill.apps.cli_help import OrderedCommands, put_in_panels
 from tidemill.apps.cli_learner import learner_app
 from tidemill.apps.cli_models import models_app
 from tidemill.apps.cli_monitor import add_monitor_commands
@@ -67,6 +68,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="tidemill",
+    cls=OrderedCommands,
     help="Streaming predictions that learn from their labels: Kafka in, Kafka out, no loss, no double count.",
     epilog="Begin with [bold]tidemill demo --until 2013-01-15[/bold]: it starts its own servers. Exit codes: 0 ok, "
     "1 a check failed, 2 usage, 3 configuration, 4 a server is unreachable or stalled, 5 refused, 70 bug, "
@@ -316,6 +318,9 @@ def _target(to: str | None, *, accepts_config: bool) -> Target | None:
     if to is None or accepts_config:
         raise typer.BadParameter("give one of --to applied, --to earliest, --config")
     raise typer.BadParameter(f"{to!r} is not a target; {nearest_of(to, ('applied', 'earliest'))}", param_hint="--to")
+
+
+put_in_panels(app)
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
