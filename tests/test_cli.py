@@ -218,7 +218,7 @@ class Letter:
 def test_dead_letters_are_counted_by_topic_and_code_and_foreign_ones_too() -> None:
     letters = [Letter("a.dlq", 0, "TM-2001"), Letter("a.dlq", 3, "TM-2001"), Letter("a.dlq", 5, None)]
 
-    found = group_letters(letters)
+    found = group_letters(letters, "shop")
 
     assert [(one.code, one.count, one.first, one.last, one.example) for one in found] == [
         ("TM-2001", 2, "[0]@0", "[0]@3", "m0"),

@@ -91,7 +91,7 @@ def dead(
 
 
 def letter(offset: int = 0, **fields: object) -> Letter:
-    return letter_of(Message(dead_letter_output(dead(offset, **fields)), offset))  # type: ignore[arg-type]
+    return letter_of(Message(dead_letter_output(dead(offset, **fields), "shop"), offset))  # type: ignore[arg-type]
 
 
 HEADERS = st.lists(
@@ -207,9 +207,9 @@ def test_a_letter_is_sent_once_however_often_it_is_asked_for():
 
 
 def test_letters_that_cannot_be_sent_are_refused_by_reason():
-    cut = letter_of(Message(dead_letter_output(dead(4, value=b"x" * (17 * 1024 * 1024))), 4))
+    cut = letter_of(Message(dead_letter_output(dead(4, value=b"x" * (17 * 1024 * 1024)), "shop"), 4))
     foreign = letter_of(Message(Output("shop.orders.dlq", b"k", b"v"), 3))
-    astray = letter_of(Message(dead_letter_output(dead(5))._replace(topic="shop.returns.dlq"), 5))
+    astray = letter_of(Message(dead_letter_output(dead(5), "shop")._replace(topic="shop.returns.dlq"), 5))
     sink = Sent()
     found = send(sink, [cut, foreign, astray, letter(6, partition=Partition("shop.orders", 2))])
     assert found.refused == {TRUNCATED: 1, NO_ORIGIN: 1, OTHER_TOPIC: 1, NO_PARTITION: 1}
@@ -223,19 +223,20 @@ def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
 
 
 def write_letters(shop: Shop, count: int) -> list[DeadLetter]:
-    """Good orders that lie among the dead letters, as if a worker of an older configuration had put them there."""
+    """Good orders that lie among the dead letters, as if a worker of an older configuration had put them there; and
+    one of another app that reads the same topic, which is never ours to send."""
     made = []
-    for offset in range(count):
+    for offset in (*range(count), 999):
         value = header_of(ORDER.schema) + order_body(order=offset, product="tea", amount=1.0)
         headers = (("trace", b"%d" % offset), ("empty", None))
         one = dead(offset, value=value, headers=headers, partition=Partition(shop.names["event"], offset % 2))
-        output = dead_letter_output(one)
+        output = dead_letter_output(one, shop.settings.app.name if offset < count else "other")
         shop.producer.produce(
             output.topic, output.value, output.key, headers=list(output.headers), timestamp=output.timestamp
         )
         made.append(one)
     shop.producer.flush()
-    return made
+    return made[:count]
 
 
 @pytest.mark.servers

@@ -436,7 +436,7 @@ def test_a_record_without_a_kafka_timestamp_is_a_dead_letter():
     batch = InputDecoder(an_app(event_topic())).decode(records.all, {})
 
     letter = batch.dead_letters[0][1]
-    assert letter.code == Code.NO_TIME and dead_letter_output(letter).timestamp is None
+    assert letter.code == Code.NO_TIME and dead_letter_output(letter, "shop").timestamp is None
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -515,7 +515,7 @@ def a_letter(value: bytes | None, **changes: Any) -> DeadLetter:
 
 
 def test_a_dead_letter_keeps_its_original_and_says_why():
-    output = dead_letter_output(a_letter(b"\x00\xff"))
+    output = dead_letter_output(a_letter(b"\x00\xff"), "shop")
 
     assert (output.topic, output.key, output.value, output.timestamp) == ("events.dlq", b"k", b"\x00\xff", 77)
     assert output.headers[0] == ("h", None)
@@ -526,13 +526,14 @@ def test_a_dead_letter_keeps_its_original_and_says_why():
         "__streams.errors.topic": b"events",
         "__streams.errors.partition": b"3",
         "__streams.errors.offset": b"918",
+        "tidemill.dlq.app": b"shop",
         "tidemill.dlq.code": b"TM-2007",
         "tidemill.dlq.stage": b"decode",
     }
 
 
 def test_a_dead_letter_of_five_megabytes_is_whole_and_one_beyond_the_limit_is_cut():
-    whole, cut = (dead_letter_output(a_letter(bytes(size))) for size in (5_000_000, 17_000_000))
+    whole, cut = (dead_letter_output(a_letter(bytes(size)), "shop") for size in (5_000_000, 17_000_000))
 
     assert whole.value == bytes(5_000_000) and "tidemill.dlq.truncated" not in dict(whole.headers)
     assert cut.value is not None and len(cut.value) < dead_letters.OUTPUT_BYTES_MAX

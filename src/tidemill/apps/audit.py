@@ -118,7 +118,8 @@ class _Audit:
     def _read_letters(self, ends: Mapping[Partition, int]) -> dict[Partition, list[int]]:
         letters: dict[Partition, list[int]] = {}
         for topic in self._spec.topics:
-            origins, unnamed = letter_origins(whole(self._logs, f"{topic.name}.dlq", ends), topic.name)
+            letters_of = whole(self._logs, f"{topic.name}.dlq", ends)
+            origins, unnamed = letter_origins(letters_of, topic.name, self._spec.name)
             letters.update(origins)
             for place in unnamed:
                 self._report.checks["extra"].add(f"{place} does not name a record of {topic.name}")

@@ -169,8 +169,10 @@ class Outcomes:
                 if (example.id, example.event_time) in joined:
                     report.checks["duplicate"].add(f"{name}: its prediction has an example before it")
                 joined.add((example.id, example.event_time))
-                if example.row < 0 and not self.is_newer:
-                    report.checks["extra"].add(f"{name}: no prediction of that id and event time")
+            # The amendment of a label that still waits knows no event, that of another may be far behind its event.
+            has_event = example.kind == "example" or (self.is_whole and example.event_time != -1)
+            if has_event and example.row < 0 and not self.is_newer:
+                report.checks["extra"].add(f"{name}: no prediction of that id and event time")
             found = labels.find(example)
             if found is None:
                 if self.is_whole and not self.is_newer:

@@ -103,13 +103,17 @@ def read_examples(batches: Iterable[Sequence[Record]], expected: FeatureShape) -
         yield ExampleLot(LogPart(examples_of(table, at, expected), commands), table, offsets[-1] + 1)
 
 
-def letter_origins(batches: Iterable[Sequence[Record]], topic: str) -> tuple[dict[Partition, list[int]], list[str]]:
-    """Offsets of the records that became dead letters, by partition; places of letters that do not say so."""
+def letter_origins(
+    batches: Iterable[Sequence[Record]], topic: str, app: str
+) -> tuple[dict[Partition, list[int]], list[str]]:
+    """Offsets of the records that became dead letters of an app, by partition; places of letters that do not say so."""
     origins: dict[Partition, list[int]] = {}
     unnamed = []
     for messages in batches:
         for message in messages:
             headers = _last_of(message.headers())
+            if headers.get("tidemill.dlq.app", app) != app:
+                continue
             number, offset = headers.get("__streams.errors.partition", ""), headers.get("__streams.errors.offset", "")
             if headers.get("__streams.errors.topic") == topic and number.isdecimal() and offset.isdecimal():
                 origins.setdefault(Partition(topic, int(number)), []).append(int(offset))

@@ -39,13 +39,15 @@ def list_dead_letters(settings: Settings) -> list[DeadLetterGroup]:
     assert settings.bootstrap_servers is not None
     clients = clients_of(settings)
     letters = _letters(clients, [f"{topic.name}.dlq" for topic in settings.app.topics])
-    return group_letters(letters, redriven_ids(settings))
+    return group_letters(letters, settings.app.name, redriven_ids(settings))
 
 
-def group_letters(messages: Iterable[KafkaMessage], redriven: Collection[str] = frozenset()) -> list[DeadLetterGroup]:
-    """Groups by (topic, code), in that order; `redriven`: the ids of letters that were sent again."""
+def group_letters(
+    messages: Iterable[KafkaMessage], app: str, redriven: Collection[str] = frozenset()
+) -> list[DeadLetterGroup]:
+    """Groups of an app by (topic, code), in that order; `redriven`: the ids of letters that were sent again."""
     groups: dict[tuple[str, str], DeadLetterGroup] = {}
-    for letter in map(letter_of, messages):
+    for letter in (one for one in map(letter_of, messages) if one.is_of(app)):
         topic, at = letter.place.partition.topic, f"[{letter.place.partition.number}]@{letter.place.offset}"
         before = groups.get((topic, letter.code), DeadLetterGroup(topic, letter.code, 0, at, at, letter.message))
         is_redriven = letter.origin is not None and letter.id in redriven

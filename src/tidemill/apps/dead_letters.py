@@ -40,10 +40,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One record of a dead letter topic. `origin` None: it has not the headers that Tidemill gives."""
+    """One record of a dead letter topic. `origin` None, `app` empty: it has not the headers that Tidemill gives."""
 
     place: Place
     origin: Place | None
+    app: str
     code: str
     stage: str
     message: str
@@ -56,6 +57,10 @@ class Letter:
     @property
     def id(self) -> str:
         return str(self.origin or self.place)
+
+    def is_of(self, app: str) -> bool:
+        """Several apps may read a topic; what nobody has signed concerns each."""
+        return self.app in ("", app)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +130,7 @@ def select_letters(settings: Settings, selection: Selection) -> Iterator[Letter]
         if not selection.topics or name in selection.topics:
             for messages in read_topic(clients, f"{name}.dlq"):
                 letters = (letter_of(message) for message in messages)
-                yield from (letter for letter in letters if selection.has(letter))
+                yield from (one for one in letters if one.is_of(settings.app.name) and selection.has(one))
 
 
 def letter_of(message: KafkaMessage) -> Letter:
@@ -137,6 +142,7 @@ def letter_of(message: KafkaMessage) -> Letter:
     return Letter(
         place=Place(Partition(message.topic(), message.partition()), message.offset()),
         origin=_origin(ours),
+        app=_text(ours, "tidemill.dlq.app"),
         code=_text(ours, "tidemill.dlq.code") or UNKNOWN_CODE,
         stage=_text(ours, "tidemill.dlq.stage"),
         message=_text(ours, "__streams.errors.message"),
@@ -154,6 +160,7 @@ def as_json(letter: Letter) -> dict[str, Any]:
         "id": letter.id,
         "place": str(letter.place),
         "origin": None if letter.origin is None else str(letter.origin),
+        "app": letter.app,
         "code": letter.code,
         "stage": letter.stage,
         "message": letter.message,
@@ -170,6 +177,7 @@ def letter_from_json(value: Mapping[str, Any]) -> Letter:
     return Letter(
         place=parse_place(value["place"]),
         origin=None if value["origin"] is None else parse_place(value["origin"]),
+        app=value["app"],
         code=value["code"],
         stage=value["stage"],
         message=value["message"],

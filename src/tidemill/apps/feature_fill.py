@@ -213,7 +213,7 @@ def _fill(
     replayed = replay(
         spec,
         names,
-        read_merged(clients, spec, decoder, ranges, condemned_records(clients, ranges)),
+        read_merged(clients, spec, decoder, ranges, condemned_records(clients, spec.name, ranges)),
         decoder,
         {partition: start for partition, (start, _) in ranges.items()},
         frozenset(sources.values()),

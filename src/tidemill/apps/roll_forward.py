@@ -84,7 +84,7 @@ class RollForward:
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
         number = 0
-        condemned = condemned_records(self._client_settings, ranges)
+        condemned = condemned_records(self._client_settings, self._pipeline.spec.name, ranges)
         for batch in read_merged(self._client_settings, self._pipeline.spec, self._decoder, ranges, condemned):
             for partition, span in batch.spans.items():
                 settlements.advance(partition, before=span.next)
@@ -181,14 +181,14 @@ def name_of_record(value: bytes) -> str:
 
 
 def condemned_records(
-    client_settings: Mapping[str, Any], ranges: Mapping[Partition, tuple[int, int]]
+    client_settings: Mapping[str, Any], app: str, ranges: Mapping[Partition, tuple[int, int]]
 ) -> dict[tuple[Partition, int], Fault]:
     """The records of the ranges [start, end) that became dead letters because they end a process: not to be touched."""
     found: dict[tuple[Partition, int], Fault] = {}
     for topic in sorted({partition.topic for partition, (start, end) in ranges.items() if start < end}):
         for messages in read_topic(client_settings, f"{topic}.dlq"):
             for letter in map(letter_of, messages):
-                if letter.code in KILLING_CODES and letter.origin is not None:
+                if letter.code in KILLING_CODES and letter.origin is not None and letter.is_of(app):
                     start, end = ranges.get(letter.origin.partition, (0, 0))
                     if start <= letter.origin.offset < end:
                         place = (letter.origin.partition, letter.origin.offset)

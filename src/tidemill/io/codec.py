@@ -20,6 +20,7 @@ class WireCodec:
     """Implements `core.ports.Codec`."""
 
     def __init__(self, spec: AppSpec, decoder: InputDecoder) -> None:
+        self._app = spec.name
         self._encoders = {name: Encoder(name) for name in ("prediction.v1", "example.v1", "commit.v1")}
         self._row_encoder = Encoder("row.v1")
         self._schemas = {topic.name: decoder.input_schema(topic.name) for topic in spec.topics}
@@ -39,7 +40,7 @@ class WireCodec:
         return self._schemas[topic]
 
     def dead_letter(self, letter: DeadLetter) -> Output:
-        return dead_letter_output(letter)
+        return dead_letter_output(letter, self._app)
 
     def pack_slice(self, outputs: Sequence[Output]) -> bytes:
         return pack_slice(outputs)

@@ -67,8 +67,11 @@ SENTENCES: dict[Code, str] = {
 }
 
 
-def dead_letter_output(letter: DeadLetter) -> Output:
-    """The record of `<topic>.dlq`: the original with the headers of KIP-1034 and Tidemill's own behind its headers."""
+def dead_letter_output(letter: DeadLetter, app: str) -> Output:
+    """The record of `<topic>.dlq`: the original with the headers of KIP-1034 and Tidemill's own behind its headers.
+
+    Several apps may read one topic, each with dead letters of its own.
+    """
     value = letter.value
     headers = [
         *letter.headers,
@@ -78,6 +81,7 @@ def dead_letter_output(letter: DeadLetter) -> Output:
         ("__streams.errors.topic", letter.partition.topic.encode()),
         ("__streams.errors.partition", str(letter.partition.number).encode()),
         ("__streams.errors.offset", str(letter.offset).encode()),
+        ("tidemill.dlq.app", app.encode()),
         ("tidemill.dlq.code", letter.code.encode()),
         ("tidemill.dlq.stage", letter.stage.encode()),
     ]
