@@ -124,9 +124,9 @@ class Shop:
 
 
 @contextmanager
-def a_shop(servers: Servers, app_name: str, folder: Path, *, more: str = "") -> Iterator[Shop]:
-    """`more`: what stands in its YAML besides."""
-    text = SHOP.read_text().replace("name: shop", f"name: {app_name}").replace("shop.", f"{app_name}.")
+def a_shop(servers: Servers, app_name: str, folder: Path, *, more: str = "", text: str | None = None) -> Iterator[Shop]:
+    """`text`: its YAML, as in tests/streams if not given. `more`: what stands there besides."""
+    text = (text or SHOP.read_text()).replace("name: shop", f"name: {app_name}").replace("shop.", f"{app_name}.")
     config = folder / "shop.yaml"
     config.write_text(text.replace("schema: ", f"schema: {SHOP.parent}/") + more)
     settings = load_settings(
