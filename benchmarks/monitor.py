@@ -24,9 +24,10 @@ from pathlib import Path
 
 from tidemill.apps.flights import run_producer
 from tidemill.apps.following import CommitFollower
-from tidemill.apps.topics import drift_topic, ensure_app_topics, ensure_loop_topics
+from tidemill.apps.topics import ensure_app_topics, ensure_loop_topics
 from tidemill.config import Settings, load_settings
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import drift_topic
 from tidemill.io import kafka
 from tidemill.io.embedded import Servers, start_servers
 
@@ -129,7 +130,7 @@ def follow(settings: Settings, worker: subprocess.Popen[bytes]) -> tuple[int, fl
 def wait_for_ticks(settings: Settings, monitor: subprocess.Popen[bytes]) -> int:
     """How many ticks there are, once no more come."""
     clients = kafka.client_settings(settings.bootstrap_servers or "")
-    at = Partition(drift_topic(settings.app), 0)
+    at = Partition(drift_topic(settings.app.name), 0)
     end = -1
     while (newest := kafka.log_bounds(clients, [at])[at][1]) != end and monitor.poll() is None:
         end = newest

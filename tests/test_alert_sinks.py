@@ -16,10 +16,11 @@ from shop import Shop, a_shop
 
 from tidemill.apps.alert_sinks import Forwarder, body_of, headers_of, sinks_group
 from tidemill.apps.alerts import alert_output
-from tidemill.apps.topics import alerts_topic, ensure_loop_topics
+from tidemill.apps.topics import ensure_loop_topics
 from tidemill.config import SinkSettings, load_settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import alerts_topic
 from tidemill.errors import ConfigError, UnavailableError
 from tidemill.io import kafka
 from tidemill.io.http_post import post
@@ -138,7 +139,7 @@ def forward(shop: Shop, *sinks: SinkSettings, report: Callable[[str], None] = pr
 
 
 def position(shop: Shop, number: int) -> int | None:
-    at = Partition(alerts_topic(shop.settings.app), 0)
+    at = Partition(alerts_topic(shop.settings.app.name), 0)
     return kafka.committed_offsets(shop.clients, sinks_group(shop.settings.app, number), [at])[at][0]
 
 

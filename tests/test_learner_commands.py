@@ -11,12 +11,12 @@ import pytest
 
 from tests.shop import Shop, a_shop
 from tidemill.apps.cli import run
-from tidemill.apps.commands import examples_topic
 from tidemill.apps.models import make_models
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.pipeline import Pipeline
 from tidemill.core.records import Output
+from tidemill.core.topic_names import examples_topic
 from tidemill.io.codec import WireCodec
 from tidemill.io.kafka_writer import TransactionalWriter
 from tidemill.io.outputs import Encoder
@@ -62,7 +62,8 @@ def write_examples(settings: Settings, *, is_learned: np.ndarray) -> None:
     writer = TransactionalWriter({"bootstrap.servers": settings.bootstrap_servers}, f"test.{settings.app.name}")
     writer.open()
     for start in range(0, COUNT, 10):
-        writer.publish([Output(examples_topic(settings), b"k", one) for one in values[start : start + 10]], {}, None)
+        outputs = [Output(examples_topic(settings.app.name), b"k", one) for one in values[start : start + 10]]
+        writer.publish(outputs, {}, None)
     writer.abandon()
 
 

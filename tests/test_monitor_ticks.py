@@ -15,10 +15,10 @@ from shop import Shop, a_shop
 
 from tidemill.apps.alerts import acknowledge, incidents_of, read_alerts
 from tidemill.apps.monitor import Monitor, monitor_id
-from tidemill.apps.topics import alerts_topic, drift_topic
 from tidemill.config import Settings
 from tidemill.core.loop_spec import DAY_MS, RetrainSpec, TriggerSpec
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import alerts_topic, drift_topic
 from tidemill.errors import FencedError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogEnds, read_topic
@@ -57,11 +57,11 @@ def records(shop: Shop, topic: str) -> list[tuple[bytes, bytes]]:
 
 
 def ticks_of(shop: Shop) -> list[tuple[bytes, bytes]]:
-    return records(shop, drift_topic(shop.settings.app))
+    return records(shop, drift_topic(shop.settings.app.name))
 
 
 def alerts_of(shop: Shop) -> list[tuple[bytes, bytes]]:
-    return records(shop, alerts_topic(shop.settings.app))
+    return records(shop, alerts_topic(shop.settings.app.name))
 
 
 def end_of(day: int) -> int:
@@ -128,7 +128,7 @@ def test_a_monitor_beside_the_worker_and_one_that_comes_later_publish_the_same_b
     challengers = [tick.challenger for tick in decode_ticks([value for _, value in beside[0]])]
     assert challengers == ["", "", "", *["m0123456789ab"] * 3]  # the answer to a tick is of the next one
 
-    delete(shop, [alerts_topic(shop.settings.app), drift_topic(shop.settings.app)])
+    delete(shop, [alerts_topic(shop.settings.app.name), drift_topic(shop.settings.app.name)])
     run_once(settings)
     assert (ticks_of(shop), alerts_of(shop)) == beside
 

@@ -15,8 +15,9 @@ import pytest
 from confluent_kafka.admin import AclOperation, ResourceType
 from own_servers import GUIDE, PASSWORD, USER, grant, own_servers
 
-from tidemill.apps.topics import loop_topics, metrics_topic, output_topics
+from tidemill.apps.topics import loop_topics, output_topics
 from tidemill.config import load_app
+from tidemill.core.topic_names import metrics_topic
 from tidemill.io.kafka import client_settings, ensure_topics
 from tidemill.io.kafka_reader import read_topic
 
@@ -87,7 +88,7 @@ def test_app_runs_over_tls_with_the_rights_that_the_guide_lists(tmp_path: Path) 
 
         # An administrator has made the topics, so the worker needs no right to create any.
         declared = load_app(app / "payments.yaml")
-        topics = output_topics(declared) | dict.fromkeys((*loop_topics(declared), metrics_topic(declared)), 1)
+        topics = output_topics(declared) | dict.fromkeys((*loop_topics(declared), metrics_topic(declared.name)), 1)
         ensure_topics({"bootstrap.servers": servers.admin_servers}, topics, {})
         for kind, name, operations in rights_of_the_guide("worker"):
             grant(servers.admin, kind, name, *(one for one in operations if one is not AclOperation.CREATE))

@@ -28,8 +28,9 @@ from test_own_servers import (
     tidemill,
 )
 
-from tidemill.apps.topics import loop_topics, metrics_topic, output_topics
+from tidemill.apps.topics import loop_topics, output_topics
 from tidemill.config import load_app
+from tidemill.core.topic_names import metrics_topic
 from tidemill.io.kafka import client_settings, ensure_topics
 from tidemill.io.kafka_reader import read_topic
 
@@ -116,7 +117,7 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
 
     # An administrator has made the topics, as many do.
     declared = load_app(stage.app / "payments.yaml")
-    topics = output_topics(declared) | dict.fromkeys((*loop_topics(declared), metrics_topic(declared)), 1)
+    topics = output_topics(declared) | dict.fromkeys((*loop_topics(declared), metrics_topic(declared.name)), 1)
     ensure_topics({"bootstrap.servers": stage.servers.admin_servers}, topics, {})
     port, page_port = _free_ports(2)
     log = tmp_path / "worker.log"

@@ -24,14 +24,7 @@ from shop import Shop, a_shop
 from web_samples import DAY_MS, START_MS, a_metric, a_tick, an_alert, day, fill, some_alerts, some_story
 
 from tidemill.apps.monitor_rows import columns_of
-from tidemill.apps.topics import (
-    alerts_topic,
-    drift_topic,
-    ensure_loop_topics,
-    ensure_metrics_topic,
-    metrics_topic,
-    models_topic,
-)
+from tidemill.apps.topics import ensure_loop_topics, ensure_metrics_topic
 from tidemill.apps.web import PAGE_FOLDER, VIEWERS_MAX, Web, WebServer, serve, start_web
 from tidemill.apps.web_board import Board
 from tidemill.apps.web_models import model_lanes
@@ -39,6 +32,7 @@ from tidemill.apps.web_state import DAYS_MAX, INCIDENTS_MAX, TICKS_MAX, WebState
 from tidemill.core.records import Partition
 from tidemill.core.story import StoryEvent
 from tidemill.core.ticks import Shift
+from tidemill.core.topic_names import alerts_topic, drift_topic, metrics_topic, models_topic
 from tidemill.core.validation_rows import key_of
 from tidemill.errors import ConfigError
 from tidemill.io.embedded import Servers
@@ -437,14 +431,14 @@ def test_the_page_follows_the_topics_of_a_live_app(shop: Shop) -> None:
     ensure_metrics_topic(shop.settings)
     ensure_loop_topics(shop.settings)
     for topic, values in (
-        (alerts_topic(app), [b"no record of ours", *encode_alerts(list(some_alerts()))]),
-        (drift_topic(app), encode_ticks([a_tick(number) for number in range(12)])),
-        (models_topic(app), encode_story(list(some_story()))),
+        (alerts_topic(app.name), [b"no record of ours", *encode_alerts(list(some_alerts()))]),
+        (drift_topic(app.name), encode_ticks([a_tick(number) for number in range(12)])),
+        (models_topic(app.name), encode_story(list(some_story()))),
     ):
         for value in values:
             shop.producer.produce(topic, value, b"key")
     for key, value in metric_records():
-        shop.producer.produce(metrics_topic(app), value, key)
+        shop.producer.produce(metrics_topic(app.name), value, key)
     shop.producer.flush()
     wanted = fill(WebState(app.name)).as_json()
     shown = state_until(

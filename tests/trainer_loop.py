@@ -19,12 +19,13 @@ from shop_log import DAY_MS, MINUTE_MS, a_tick, a_trigger, example_records, shop
 
 from tidemill.apps.models import registry_of, trusted_keys
 from tidemill.apps.story import read_story
-from tidemill.apps.topics import alerts_topic, drift_topic, ensure_loop_topics
+from tidemill.apps.topics import ensure_loop_topics
 from tidemill.apps.trainer import trainer_id
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Output, Partition
 from tidemill.core.story import StoryEvent
 from tidemill.core.ticks import Tick
+from tidemill.core.topic_names import alerts_topic, drift_topic
 from tidemill.io import kafka
 from tidemill.io.embedded import Servers
 from tidemill.io.kafka_reader import read_topic
@@ -59,11 +60,11 @@ class Loop(Shop):
         app = self.settings.app
         alerts = [alert for tick in ticks for alert in tick.alerts]
         records = [
-            Output(alerts_topic(app), alert.key.encode(), value)
+            Output(alerts_topic(app.name), alert.key.encode(), value)
             for alert, value in zip(alerts, encode_alerts(alerts), strict=True)
         ]
         records += [
-            Output(drift_topic(app), str(tick.time).encode(), value)
+            Output(drift_topic(app.name), str(tick.time).encode(), value)
             for tick, value in zip(ticks, encode_ticks(ticks), strict=True)
         ]
         self._monitor.publish(records, {}, None)
@@ -92,7 +93,7 @@ class Loop(Shop):
         return [event.kind for event in self.story()]
 
     def position(self) -> int | None:
-        at = Partition(drift_topic(self.settings.app), 0)
+        at = Partition(drift_topic(self.settings.app.name), 0)
         return kafka.committed_offsets(self.clients, trainer_id(self.settings.app), [at])[at][0]
 
     def commands(self) -> list[str]:

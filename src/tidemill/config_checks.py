@@ -17,11 +17,11 @@ import pyarrow.compute as pc
 from tidemill.core.feature_plan import topics_of
 from tidemill.core.rules import whole_text
 from tidemill.core.spec import RESERVED_SERIES, AppSpec, Condition, FeatureSpec, GroupSpec, RuleSpec, TopicSpec
+from tidemill.core.topic_names import dead_letter_topic, written_topics
 
 Location = tuple[Hashable, ...]  # keys and indexes from the root of the YAML document
 Problem = tuple[Location, str]
 
-OUTPUT_KINDS = ("predictions", "examples", "commits", "metrics", "alerts", "models")  # topics `<app>.<kind>.v1`
 ID_TYPES = frozenset({"string", "int", "long"})  # what has one text, whoever writes it
 NUMBERS = frozenset({"int", "long", "float", "double"})
 TEXTS = frozenset({"string", "enum"})
@@ -131,7 +131,7 @@ def _read_type(declared: Any, named: dict[str, Field]) -> Field:
 
 def _check_topics(spec: AppSpec) -> Iterator[Problem]:
     names = {topic.name for topic in spec.topics}
-    written = {f"{spec.name}.{kind}.v1" for kind in OUTPUT_KINDS} | {f"{name}.dlq" for name in names}
+    written = written_topics(spec.name) | {dead_letter_topic(name) for name in names}
     for topic in spec.topics:
         place = ("topics", topic.name)
         fields = Fields.of(topic)

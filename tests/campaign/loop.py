@@ -14,7 +14,7 @@ from typing import TypeVar
 from tests.campaign.stream import Stream
 from tidemill.apps.pacing import AnsweredTicks
 from tidemill.apps.story import read_story
-from tidemill.apps.topics import alerts_topic, drift_topic
+from tidemill.core.topic_names import alerts_topic, drift_topic
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.loop_records import decode_alerts, decode_ticks
 
@@ -41,9 +41,9 @@ def judge_loop(stream: Stream) -> dict[str, str]:
     """By check: ticks without gap and once each, alerts and story events once each."""
     app = stream.settings.app
     every = app.monitor.every_ms
-    times = [tick.time for tick in _all(stream, drift_topic(app), decode_ticks)]
+    times = [tick.time for tick in _all(stream, drift_topic(app.name), decode_ticks)]
     gaps = [(before, after) for before, after in pairwise(times) if after - before != every]
-    alerts = _all(stream, alerts_topic(app), decode_alerts)
+    alerts = _all(stream, alerts_topic(app.name), decode_alerts)
     story = read_story(stream.settings)
     trained = [event.version for event in story if event.kind == "trained"]
     return {

@@ -19,11 +19,12 @@ from urllib.parse import quote
 
 from tidemill.apps.alerts import alert_as_json, cloud_event, time_text
 from tidemill.apps.clients import clients_of
-from tidemill.apps.topics import alerts_topic, ensure_loop_topics
+from tidemill.apps.topics import ensure_loop_topics
 from tidemill.config import Settings, SinkSettings
 from tidemill.core.alerts import Alert, Severity
 from tidemill.core.records import Partition
 from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import alerts_topic
 from tidemill.errors import UnavailableError
 from tidemill.io import kafka
 from tidemill.io.http_post import Answer, post
@@ -80,7 +81,7 @@ class Forwarder:
         self._report = report
         self._telemetry = telemetry
         self._backoff_s = backoff_s
-        self._at = Partition(alerts_topic(settings.app), 0)
+        self._at = Partition(alerts_topic(settings.app.name), 0)
         self.counts: Counter[str] = Counter()  # by outcome: taken, refused, passed over, failed
         ensure_loop_topics(settings)
         self._clients = clients_of(settings)

@@ -12,11 +12,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from tidemill.apps.clients import clients_of
-from tidemill.apps.topics import alerts_topic, drift_topic
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Output
 from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import alerts_topic, drift_topic
 from tidemill.errors import ConfigError
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
@@ -69,7 +69,7 @@ def alert_output(app: AppSpec, alert: Alert) -> Output:
     """One record of the alarm topic, with CloudEvents headers in binary mode."""
     names = cloud_event(app, alert) | {"content-type": "application/avro"}
     headers = tuple((name.replace("ce-", "ce_"), value.encode()) for name, value in names.items())
-    return Output(alerts_topic(app), alert.key.encode(), encode_alerts([alert])[0], headers)
+    return Output(alerts_topic(app.name), alert.key.encode(), encode_alerts([alert])[0], headers)
 
 
 def cloud_event(app: AppSpec, alert: Alert) -> dict[str, str]:
@@ -101,7 +101,7 @@ def read_alerts(settings: Settings) -> list[Alert]:
     """
     clients = clients_of(settings)
     found: list[Alert] = []
-    for messages in read_topic(clients, alerts_topic(settings.app)):
+    for messages in read_topic(clients, alerts_topic(settings.app.name)):
         found += decode_alerts([message.value() for message in messages])
     return found
 
@@ -166,7 +166,7 @@ def alert_as_json(alert: Alert) -> dict[str, Any]:
 def _newest_tick(clients: Mapping[str, Any], app: AppSpec) -> int:
     """Event time is the monitor's clock: in a replay it is not that of the wall."""
     newest = -1
-    for messages in read_topic(clients, drift_topic(app)):
+    for messages in read_topic(clients, drift_topic(app.name)):
         newest = max(newest, decode_ticks([messages[-1].value()])[0].time)
     return newest
 

@@ -26,6 +26,7 @@ from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Partition
 from tidemill.core.snapshot import ModelSnapshot
+from tidemill.core.topic_names import commits_topic, dead_letter_topic, examples_topic, predictions_topic
 from tidemill.errors import ConfigError, StateLostError
 from tidemill.io.model_snapshots import ModelSnapshots
 from tidemill.io.wire import InputDecoder
@@ -63,8 +64,8 @@ class _Audit:
         self._plan = FeaturePlan(self._spec)
         self._report = AuditReport(app=self._spec.name, tolerance=tolerance)
         name = self._spec.name
-        self._commits, self._examples = Partition(f"{name}.commits.v1", 0), Partition(f"{name}.examples.v1", 0)
-        self._predictions_topic = f"{name}.predictions.v1"
+        self._commits, self._examples = Partition(commits_topic(name), 0), Partition(examples_topic(name), 0)
+        self._predictions_topic = predictions_topic(name)
         self._snapshots = ModelSnapshots(store_place(settings, "snapshots"))
 
     def run(self, start: int | None, end: int | None) -> AuditReport:
@@ -112,13 +113,13 @@ class _Audit:
         return read_commits(([m.value() or b"" for m in messages] for messages in batches), inputs)
 
     def _output_partitions(self) -> list[Partition]:
-        topics = [self._predictions_topic, *(f"{topic.name}.dlq" for topic in self._spec.topics)]
+        topics = [self._predictions_topic, *(dead_letter_topic(topic.name) for topic in self._spec.topics)]
         return [self._examples, *chain.from_iterable(map(self._logs.partitions, topics))]
 
     def _read_letters(self, ends: Mapping[Partition, int]) -> dict[Partition, list[int]]:
         letters: dict[Partition, list[int]] = {}
         for topic in self._spec.topics:
-            letters_of = whole(self._logs, f"{topic.name}.dlq", ends)
+            letters_of = whole(self._logs, dead_letter_topic(topic.name), ends)
             origins, unnamed = letter_origins(letters_of, topic.name, self._spec.name)
             letters.update(origins)
             for place in unnamed:

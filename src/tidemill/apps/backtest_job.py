@@ -31,6 +31,7 @@ from tidemill.apps.schema_lookup import open_schemas
 from tidemill.config import Settings, load_settings
 from tidemill.core.merge import Offered
 from tidemill.core.spec import AppSpec, ComparatorSpec
+from tidemill.core.topic_names import predictions_topic
 from tidemill.errors import ConfigError
 
 
@@ -97,10 +98,10 @@ def run_job(
     )
     with ExitStack() as stack:
         file = None if job.predictions is None else stack.enter_context(PredictionsFile(job.predictions))
-        predictions_topic = f"{settings.app.name}.predictions.v1"
+        published = predictions_topic(settings.app.name)
 
         def keep(topic: str, values: list[bytes]) -> None:
-            if file is not None and topic == predictions_topic:
+            if file is not None and topic == published:
                 file.write(values)
 
         options = BacktestOptions(

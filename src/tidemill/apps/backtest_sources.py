@@ -12,6 +12,7 @@ from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.merge import Offered
 from tidemill.core.records import Partition, Span
+from tidemill.core.topic_names import commits_topic
 from tidemill.errors import StateLostError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogReader, read_topic
@@ -42,7 +43,7 @@ def recorded_cuts(settings: Settings) -> list[GivenCut]:
     """
     batches: dict[int, GivenCut] = {}
     workers: set[str] = set()
-    for messages in read_topic(clients_of(settings), f"{settings.app.name}.commits.v1"):
+    for messages in read_topic(clients_of(settings), commits_topic(settings.app.name)):
         for row in decode("commit.v1", [message.value() for message in messages]).to_pylist():
             workers.add(row["worker"])
             cut = batches.setdefault(row["batch"], GivenCut({}, row["group_watermark"], row["n"]))

@@ -25,6 +25,7 @@ from tidemill.apps.cli_options import (
     progress,
     settings_with_servers,
 )
+from tidemill.core.topic_names import alerts_topic
 from tidemill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,14 +90,13 @@ def tail(
     from tidemill.apps.alerts import alert_as_json
     from tidemill.apps.clients import clients_of
     from tidemill.apps.results import SCHEMA_VERSION, Form, print_json
-    from tidemill.apps.topics import alerts_topic
     from tidemill.io import kafka
     from tidemill.io.kafka_reader import LogReader
     from tidemill.io.loop_records import decode_alerts
 
     clients = clients_of(settings)
-    kafka.partition_counts(clients, [alerts_topic(settings.app)])
-    reader = LogReader(clients, alerts_topic(settings.app), 0)
+    kafka.partition_counts(clients, [alerts_topic(settings.app.name)])
+    reader = LogReader(clients, alerts_topic(settings.app.name), 0)
     try:
         end = reader.end_offset()
         reader.seek(reader.first_offset())

@@ -15,6 +15,7 @@ from tidemill.apps.clients import clients_of
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Command, Output
 from tidemill.core.roles import RoleHistory
+from tidemill.core.topic_names import examples_topic
 from tidemill.errors import ModelRefusedError
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
@@ -25,15 +26,11 @@ LOAD_TIMEOUT_S = 30.0  # an artifact of a few MB over a slow link; who lacks it 
 ASK_AGAIN_S = 0.02
 
 
-def examples_topic(settings: Settings) -> str:
-    return f"{settings.app.name}.examples.v1"
-
-
 def role_history(settings: Settings) -> RoleHistory:
     """Every command of the log, read from its start: a second per million examples."""
     clients = clients_of(settings)
     commands: list[Command] = []
-    for messages in read_topic(clients, examples_topic(settings)):
+    for messages in read_topic(clients, examples_topic(settings.app.name)):
         commands += decode_commands([m.value() for m in messages], [m.offset() for m in messages])
     return RoleHistory.of(commands)
 
@@ -42,7 +39,7 @@ class CommandWriter:
     """Writes commands; `close` it."""
 
     def __init__(self, settings: Settings) -> None:
-        self._topic = examples_topic(settings)
+        self._topic = examples_topic(settings.app.name)
         clients = clients_of(settings)
         self._writer = TransactionalWriter(clients, f"tidemill.{settings.app.name}.commands")
         self._writer.open()

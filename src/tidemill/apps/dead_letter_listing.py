@@ -14,6 +14,7 @@ from tidemill.apps.clients import clients_of
 from tidemill.apps.dead_letters import KafkaMessage, letter_of
 from tidemill.apps.redriving import redriven_ids
 from tidemill.config import Settings
+from tidemill.core.topic_names import dead_letter_topic
 from tidemill.io.kafka_reader import read_topic
 
 
@@ -38,7 +39,7 @@ def list_dead_letters(settings: Settings) -> list[DeadLetterGroup]:
     """
     assert settings.bootstrap_servers is not None
     clients = clients_of(settings)
-    letters = _letters(clients, [f"{topic.name}.dlq" for topic in settings.app.topics])
+    letters = _letters(clients, [dead_letter_topic(topic.name) for topic in settings.app.topics])
     return group_letters(letters, settings.app.name, redriven_ids(settings))
 
 

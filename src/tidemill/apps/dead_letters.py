@@ -16,6 +16,7 @@ from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
+from tidemill.core.topic_names import dead_letter_topic
 from tidemill.errors import ConfigError
 from tidemill.io.framing import HEADER_BYTES, fingerprint_text, header_of
 from tidemill.io.kafka_reader import read_topic
@@ -128,7 +129,7 @@ def select_letters(settings: Settings, selection: Selection) -> Iterator[Letter]
     clients = clients_of(settings)
     for name in known:
         if not selection.topics or name in selection.topics:
-            for messages in read_topic(clients, f"{name}.dlq"):
+            for messages in read_topic(clients, dead_letter_topic(name)):
                 letters = (letter_of(message) for message in messages)
                 yield from (one for one in letters if one.is_of(settings.app.name) and selection.has(one))
 
@@ -213,7 +214,7 @@ def read_value(letter: Letter, topic: TopicSpec) -> Reading:
 
 def topic_of(letter: Letter, topics: Sequence[TopicSpec]) -> TopicSpec:
     """The input whose dead letter topic holds the letter."""
-    return next(topic for topic in topics if f"{topic.name}.dlq" == letter.place.partition.topic)
+    return next(topic for topic in topics if dead_letter_topic(topic.name) == letter.place.partition.topic)
 
 
 def _origin(headers: Mapping[str, bytes | None]) -> Place | None:

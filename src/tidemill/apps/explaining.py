@@ -16,6 +16,7 @@ from tidemill.apps.models import booster_loader
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import FeatureBatch
+from tidemill.core.topic_names import predictions_topic
 from tidemill.errors import ConfigError, ModelRefusedError
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.wire import decode
@@ -57,7 +58,7 @@ def explain(settings: Settings, event_id: str) -> Explanation:
 
 def _published(settings: Settings, event_id: str) -> dict[str, Any]:
     clients = clients_of(settings)
-    topic, key = f"{settings.app.name}.predictions.v1", event_id.encode()
+    topic, key = predictions_topic(settings.app.name), event_id.encode()
     found: list[bytes] = []
     for messages in read_topic(clients, topic):
         found += [message.value() for message in messages if message.key() == key]

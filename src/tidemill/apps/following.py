@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tidemill.apps.results import Quality
 from tidemill.core.metrics import RunningMetrics, auc, constant_at_delay, log_loss, no_change_at_delay
 from tidemill.core.records import Float64s, Outcome, Partition
+from tidemill.core.topic_names import commits_topic, examples_topic
 from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.wire import decode, without_commands
 
@@ -32,7 +33,7 @@ class CommitFollower:
     """What the commits log says. One thread owns it."""
 
     def __init__(self, clients: Mapping[str, Any], app: str) -> None:
-        self._reader = LogReader(clients, f"{app}.commits.v1", 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._reader = LogReader(clients, commits_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(0)
         self.positions: dict[Partition, int] = {}
         self.watermarks: dict[Partition, int] = {}
@@ -81,7 +82,7 @@ class ExampleFollower:
     """What the examples log says: labels beside the probabilities that were served. One thread owns it."""
 
     def __init__(self, clients: Mapping[str, Any], app: str) -> None:
-        self._reader = LogReader(clients, f"{app}.examples.v1", 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._reader = LogReader(clients, examples_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(0)
         self._event_times = _Column(np.int64)
         self._label_times = _Column(np.int64)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tidemill.apps.clients import clients_of
-from tidemill.apps.commands import CommandWriter, examples_topic, role_history
+from tidemill.apps.commands import CommandWriter, role_history
 from tidemill.apps.folding import ExampleHistory
 from tidemill.apps.models import feature_shape, store_place
 from tidemill.config import Settings
@@ -19,6 +19,7 @@ from tidemill.core.examples import outside
 from tidemill.core.features import FeaturePlan
 from tidemill.core.records import Command
 from tidemill.core.roles import OffsetRange, Roles, text_of
+from tidemill.core.topic_names import examples_topic
 from tidemill.errors import ModelRefusedError
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.model_snapshots import ModelSnapshots
@@ -48,7 +49,7 @@ def plan_excision(settings: Settings, start: int, end: int) -> Excision:
     """
     app, plan = settings.app, FeaturePlan(settings.app)
     clients = clients_of(settings)
-    reader = LogReader(clients, examples_topic(settings), 0)
+    reader = LogReader(clients, examples_topic(settings.app.name), 0)
     try:
         first, behind = reader.first_offset(), reader.end_offset()
     finally:
@@ -57,7 +58,7 @@ def plan_excision(settings: Settings, start: int, end: int) -> Excision:
         raise ModelRefusedError(
             "TM-5025",
             f"app {app.name}: [{start}, {end}) is no range of its examples log, which holds [{first}, {behind}); "
-            f"any reader of the topic {examples_topic(settings)} shows the offsets",
+            f"any reader of the topic {examples_topic(settings.app.name)} shows the offsets",
         )
     excised = role_history(settings).now.excised
     at_most = min(begin for begin, _ in (*excised, (start, end)))
@@ -71,7 +72,8 @@ def plan_excision(settings: Settings, start: int, end: int) -> Excision:
             f"on, and begins at {first}; restore it, or a snapshot at or before N = {at_most}",
         )
     count = learned = 0
-    for examples, _ in ExampleHistory(clients, examples_topic(settings), feature_shape(plan)).parts(start, end):
+    history = ExampleHistory(clients, examples_topic(settings.app.name), feature_shape(plan))
+    for examples, _ in history.parts(start, end):
         count += len(examples)
         learned += int(np.count_nonzero(examples.is_learned & outside(examples.offset, excised)))
     return Excision((start, end), count, learned, folded_from, behind)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from tidemill.apps.topics import alerts_topic, models_topic
 from tidemill.core.alerts import Alert
 from tidemill.core.roles import INITIAL
 from tidemill.core.spec import AppSpec
 from tidemill.core.story import StoryEvent
+from tidemill.core.topic_names import alerts_topic, models_topic
 from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.loop_records import decode_alerts, decode_story
 
@@ -63,8 +63,8 @@ class LoopFollower:
     """One thread owns it; `close` it."""
 
     def __init__(self, clients: Mapping[str, Any], app: AppSpec) -> None:
-        self._alerts = LogReader(clients, alerts_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
-        self._story = LogReader(clients, models_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._alerts = LogReader(clients, alerts_topic(app.name), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._story = LogReader(clients, models_topic(app.name), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         for reader in (self._alerts, self._story):
             reader.seek(0)
         self._entries: list[LoopEntry] = []

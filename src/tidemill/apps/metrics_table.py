@@ -13,8 +13,8 @@ from typing import Any
 from tidemill.apps.clients import clients_of
 from tidemill.apps.monitor_rows import METRICS_SCHEMA
 from tidemill.apps.results import Compared, Form, print_rows
-from tidemill.apps.topics import metrics_topic
 from tidemill.config import Settings
+from tidemill.core.topic_names import metrics_topic
 from tidemill.core.validation_rows import COMPARED, PREDICTIONS
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.outputs import decode
@@ -38,7 +38,7 @@ def read_metrics(settings: Settings) -> list[dict[str, Any]]:
     """
     clients = clients_of(settings)
     values: dict[bytes, bytes | None] = {}
-    for messages in read_topic(clients, metrics_topic(settings.app)):
+    for messages in read_topic(clients, metrics_topic(settings.app.name)):
         values.update((message.key(), message.value()) for message in messages)
     rows: list[dict[str, Any]] = decode(METRICS_SCHEMA, [one for one in values.values() if one is not None]).to_pylist()
     return rows

@@ -27,13 +27,7 @@ from tidemill.apps.models import feature_shape, registry_of, trusted_keys
 from tidemill.apps.monitor_logs import LOOKAHEAD_RECORDS, ExampleLog, PredictionLog, together
 from tidemill.apps.monitor_rows import PublishedRows
 from tidemill.apps.monitor_ticks import ClosedTick, TickMaker, read_published
-from tidemill.apps.topics import (
-    alerts_topic,
-    ensure_loop_topics,
-    ensure_metrics_topic,
-    ensure_output_topics,
-    metrics_topic,
-)
+from tidemill.apps.topics import ensure_loop_topics, ensure_metrics_topic, ensure_output_topics
 from tidemill.config import Settings
 from tidemill.core.comparators import Training
 from tidemill.core.drift.reference import Reference
@@ -42,6 +36,7 @@ from tidemill.core.records import ExampleColumns, Partition
 from tidemill.core.roles import INITIAL
 from tidemill.core.spec import AppSpec
 from tidemill.core.surveillance import ShownDetectors, Surveillance
+from tidemill.core.topic_names import alerts_topic, commits_topic, examples_topic, metrics_topic, predictions_topic
 from tidemill.core.validation import PredictionColumns, Validation
 from tidemill.core.validation_rows import PREDICTIONS, Row
 from tidemill.errors import ModelRefusedError
@@ -85,21 +80,21 @@ class Monitor:
         self._writer = TransactionalWriter(self._clients, monitor_id(app))
         self._writer.open()
         self._group = group_metadata(self._clients, monitor_id(app))
-        topic = metrics_topic(app)
+        topic = metrics_topic(app.name)
         self._published = PublishedRows(topic)
         self._published.load((m.key(), m.value()) for messages in read_topic(self._clients, topic) for m in messages)
 
-        examples, predictions = f"{app.name}.examples.v1", f"{app.name}.predictions.v1"
+        examples, predictions = examples_topic(app.name), predictions_topic(app.name)
         inputs = [each.name for each in app.topics]
         counts = kafka.partition_counts(self._clients, [predictions, *inputs])
         served = [Partition(predictions, number) for number in range(counts[predictions])]
         shape = feature_shape(plan)
-        self._commits = Partition(f"{app.name}.commits.v1", 0)
+        self._commits = Partition(commits_topic(app.name), 0)
         self._readers = {
             at: LogReader(self._clients, *at, fetch_wait_ms=FETCH_WAIT_MS)
             for at in (Partition(examples, 0), *served, self._commits)
         }
-        alarms = LogReader(self._clients, alerts_topic(app), 0, fetch_wait_ms=FETCH_WAIT_MS)
+        alarms = LogReader(self._clients, alerts_topic(app.name), 0, fetch_wait_ms=FETCH_WAIT_MS)
         self._opened = [*self._readers.values(), alarms]
         for reader in self._opened:
             reader.seek(reader.first_offset())

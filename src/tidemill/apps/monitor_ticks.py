@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 from tidemill.apps.alerts import alert_output
 from tidemill.apps.monitor_logs import ExampleLog, PredictionLog
-from tidemill.apps.topics import alerts_topic, drift_topic
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Outcome, Output, Partition
 from tidemill.core.spec import AppSpec
 from tidemill.core.surveillance import Surveillance
 from tidemill.core.ticks import Tick
+from tidemill.core.topic_names import alerts_topic, commits_topic, drift_topic
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogEnds, LogReader, read_topic
 from tidemill.io.loop_records import decode_alerts, decode_ticks, encode_alerts, encode_ticks
@@ -89,10 +89,10 @@ class PublishedTicks:
 def read_published(clients: Mapping[str, Any], app: AppSpec, report: Callable[[str], None]) -> PublishedTicks:
     """Read both topics; the transactional id must be the caller's already."""
     alerts: list[Alert] = []
-    for messages in read_topic(clients, alerts_topic(app)):
+    for messages in read_topic(clients, alerts_topic(app.name)):
         alerts += decode_alerts([message.value() for message in messages])
     found: list[_Published] = []
-    for messages in read_topic(clients, drift_topic(app)):
+    for messages in read_topic(clients, drift_topic(app.name)):
         ticks = decode_ticks([message.value() for message in messages], alerts)
         positions = [_positions_of(message.headers()) for message in messages]
         found += map(_Published, ticks, positions)
@@ -221,18 +221,18 @@ class TickMaker:
                 cut[str(partition)] = log.position
         self._surveillance.fold_records(self._records, self._dead_letters)
         self._records, self._dead_letters = Counter(), 0
-        alarms = f"{alerts_topic(self._app)}[0]"
+        alarms = f"{alerts_topic(self._app.name)}[0]"
         self._acknowledge(end, None if positions is None else positions.get(alarms))
         tick = self._surveillance.close(end)
         self._open_end = end + self._every_ms
-        cut |= {f"{self._app.name}.commits.v1[0]": self._commits_position, alarms: self._alarms_position}
+        cut |= {f"{commits_topic(self._app.name)}[0]": self._commits_position, alarms: self._alarms_position}
         return ClosedTick(tick, () if self._published.holds(tick) else self._outputs(tick, cut))
 
     def _outputs(self, tick: Tick, positions: Positions) -> tuple[Output, ...]:
         """The alerts, then the tick that names them."""
         header = json.dumps(positions, sort_keys=True, separators=(",", ":")).encode()
         record = Output(
-            drift_topic(self._app), str(tick.time).encode(), encode_ticks([tick])[0], ((POSITIONS_HEADER, header),)
+            drift_topic(self._app.name), str(tick.time).encode(), encode_ticks([tick])[0], ((POSITIONS_HEADER, header),)
         )
         return (*(alert_output(self._app, alert) for alert in tick.alerts), record)
 

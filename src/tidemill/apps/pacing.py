@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 
 from tidemill.apps.clients import clients_of
-from tidemill.apps.topics import drift_topic, ensure_loop_topics, output_topics
+from tidemill.apps.topics import ensure_loop_topics, output_topics
 from tidemill.config import Settings
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import drift_topic, predictions_topic
 from tidemill.errors import UnavailableError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
@@ -28,7 +29,7 @@ class AnsweredTicks:
     def __init__(self, settings: Settings) -> None:
         ensure_loop_topics(settings)
         clients = clients_of(settings)
-        self._at = Partition(drift_topic(settings.app), 0)
+        self._at = Partition(drift_topic(settings.app.name), 0)
         self._reader = LogReader(clients, *self._at, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(0)
         self._group = kafka.GroupOffsets(clients, f"tidemill.{settings.app.name}.trainer")
@@ -116,7 +117,7 @@ class TickPacer:
 
     def _first_event(self) -> int | None:
         """The smallest event time at the starts of the predictions' partitions; None: there is no prediction yet."""
-        topic = f"{self._settings.app.name}.predictions.v1"
+        topic = predictions_topic(self._settings.app.name)
         clients = clients_of(self._settings)
         partitions = [Partition(topic, number) for number in range(output_topics(self._settings.app)[topic])]
         times: list[int] = []

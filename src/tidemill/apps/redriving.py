@@ -23,7 +23,7 @@ from tidemill.apps.dead_letters import Letter, Selection, select_letters
 from tidemill.apps.topics import COMPACTED_CONFIG
 from tidemill.config import Settings
 from tidemill.core.records import Output
-from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import dead_letter_topic, redrives_topic
 from tidemill.errors import UnavailableError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
@@ -57,10 +57,6 @@ class Sink(Protocol):
     def send(self, letters: Sequence[Letter]) -> None:
         """The records and their notes, together or not at all."""
         ...
-
-
-def redrives_topic(app: AppSpec) -> str:
-    return f"{app.name}.redrives.v1"
 
 
 def redrive(
@@ -124,7 +120,7 @@ def redriven_ids(settings: Settings) -> set[str]:
     try:
         return {
             (message.key() or b"").decode()
-            for messages in read_topic(clients_of(settings), redrives_topic(settings.app))
+            for messages in read_topic(clients_of(settings), redrives_topic(settings.app.name))
             for message in messages
         }
     except UnavailableError as error:
@@ -147,7 +143,7 @@ class KafkaSink:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._topic = redrives_topic(settings.app)
+        self._topic = redrives_topic(settings.app.name)
         self._clients = clients_of(settings)
         self._writer: TransactionalWriter | None = None
 
@@ -196,7 +192,7 @@ def refusal(letter: Letter, counts: dict[str, int]) -> str:
     if letter.origin is None:
         return NO_ORIGIN
     topic, number = letter.origin.partition
-    if f"{topic}.dlq" != letter.place.partition.topic:
+    if dead_letter_topic(topic) != letter.place.partition.topic:
         return OTHER_TOPIC
     if letter.is_truncated:
         return TRUNCATED

@@ -20,6 +20,7 @@ from tidemill.apps.publishing import offset_metadata
 from tidemill.config import Settings, config_digest
 from tidemill.core.feature_versions import compare_features, declared_features
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import commits_topic
 from tidemill.errors import ModelRefusedError, StateLostError, TidemillError
 from tidemill.io import kafka
 from tidemill.io.fill_store import FillStore
@@ -153,7 +154,7 @@ def _follow_store(
     committed: Mapping[Partition, int | None],
     log_starts: Mapping[Partition, int],
 ) -> list[Move]:
-    group, commits_topic = worker_group(app), f"{app}.commits.v1"
+    group, commits = worker_group(app), commits_topic(app)
     # The claim voids whatever a worker sent before it died: from here on the store stands still.
     view = store.claim(partitions, may_create=False)
     known = {p: found for p, found in view.partitions.items() if found.applied is not None}
@@ -161,10 +162,10 @@ def _follow_store(
     assert view.incarnation is not None
     published: frozenset[bytes] = frozenset()
     if any(found.slices for found in known.values()):
-        published = frozenset(m.value() or b"" for found in read_topic(clients, commits_topic) for m in found)
+        published = frozenset(m.value() or b"" for found in read_topic(clients, commits) for m in found)
     moves = []
     for partition, found in sorted(known.items()):
-        offset, metadata = follow(found, incarnation=view.incarnation, published=published, commits_topic=commits_topic)
+        offset, metadata = follow(found, incarnation=view.incarnation, published=published, commits_topic=commits)
         lost = 0
         if offset == found.applied and log_starts[partition] > offset:
             lost, offset, metadata = log_starts[partition] - offset, log_starts[partition], view.incarnation

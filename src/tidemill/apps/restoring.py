@@ -21,6 +21,7 @@ from tidemill.core.labels import due_time
 from tidemill.core.records import Due, Partition
 from tidemill.core.rows import partition_of, unpack_row
 from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import commits_topic
 from tidemill.errors import StateLostError
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_topic_from
@@ -118,7 +119,7 @@ def put_back(
                 store.put(pairs, _due_of(pairs, settings.app, names))
         published = _published(clients, settings.app, snapshot)
         store.finish(
-            _without_published(snapshot.head, published, f"{settings.app.name}.commits.v1"),
+            _without_published(snapshot.head, published, commits_topic(settings.app.name)),
             incarnation=secrets.token_hex(8),
             earlier=frozenset(metadata.partition("/")[0] for _, metadata in committed.values()),
             restored=_origin(snapshot, settings.app),
@@ -137,7 +138,7 @@ def _due_of(pairs: list[Pair], spec: AppSpec, names: tuple[str, ...]) -> Iterato
 
 def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
     """What a roll-forward has to know of the cut, see `RedisStore.restored`."""
-    commits_topic = f"{spec.name}.commits.v1"
+    commits = commits_topic(spec.name)
     return {
         "snapshot": snapshot.id,
         "log_ends": {topic: list(ends) for topic, ends in snapshot.log_ends.items()},
@@ -151,7 +152,7 @@ def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
                     name_of_record(output.value or b"")
                     for slice_ in found.slices.values()
                     for output in unpack_slice(slice_[SLICE_START:])
-                    if output.topic == commits_topic
+                    if output.topic == commits
                 ],
             }
             for partition, found in snapshot.head.partitions.items()
@@ -161,21 +162,21 @@ def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
 
 def _published(clients: Mapping[str, Any], spec: AppSpec, snapshot: StoreSnapshot) -> frozenset[bytes]:
     """The commits log from the cut on, if the cut holds slices that might be in it."""
-    topic = f"{spec.name}.commits.v1"
+    topic = commits_topic(spec.name)
     if not any(found.slices for found in snapshot.head.partitions.values()):
         return frozenset()
     starts = snapshot.log_ends.get(topic, ())
     return frozenset(m.value() or b"" for messages in read_topic_from(clients, topic, starts) for m in messages)
 
 
-def _without_published(head: CutHead, published: frozenset[bytes], commits_topic: str) -> CutHead:
+def _without_published(head: CutHead, published: frozenset[bytes], commits: str) -> CutHead:
     """The cut without the slices that Kafka holds: those that move no offset would be published a second time.
 
     A slice is there when its commit record is, for its outputs are one transaction.
     """
 
     def is_open(slice_: bytes) -> bool:
-        records = {o.value or b"" for o in unpack_slice(slice_[SLICE_START:]) if o.topic == commits_topic}
+        records = {o.value or b"" for o in unpack_slice(slice_[SLICE_START:]) if o.topic == commits}
         return not (records and records <= published)
 
     return replace(

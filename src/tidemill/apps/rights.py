@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from tidemill.apps.topics import app_topics, loop_topics, metrics_topic
+from tidemill.apps.topics import app_topics, loop_topics
 from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import metrics_topic
 
 Kind = Literal["topic", "group", "transactional-id"]
 Operation = Literal["Create", "Delete", "Describe", "Read", "Write"]
@@ -77,7 +78,7 @@ class Need:
 
 def prefixes(app: AppSpec) -> dict[Kind, tuple[str, ...]]:
     """The fewest prefixes of names that the rights may be granted on."""
-    topics = [*app_topics(app), metrics_topic(app), *loop_topics(app)]
+    topics = [*app_topics(app), metrics_topic(app.name), *loop_topics(app)]
     found = sorted({f"{app.name}." if name.startswith(f"{app.name}.") else name for name in topics})
     short = tuple(one for one in found if not any(one != other and one.startswith(other) for other in found))
     return {"topic": short, "group": ("tidemill.",), "transactional-id": ("tidemill.",)}
@@ -94,7 +95,7 @@ def _names(app: AppSpec, role: str, kind: Kind) -> tuple[str, ...]:
     if kind == "topic":
         if role == "produce":
             return tuple(topic.name for topic in app.topics)
-        return tuple(dict.fromkeys((*app_topics(app), metrics_topic(app), *loop_topics(app))))
+        return tuple(dict.fromkeys((*app_topics(app), metrics_topic(app.name), *loop_topics(app))))
     if kind == "transactional-id":
         # Not an id of a process: opening one would fence the process that holds it.
         return (f"tidemill.{app.name}.doctor",)

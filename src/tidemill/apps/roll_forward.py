@@ -27,6 +27,7 @@ from tidemill.core.records import Batch, Partition, Span
 from tidemill.core.settlements import Example, Labelled, Settled, Settlements
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
+from tidemill.core.topic_names import dead_letter_topic
 from tidemill.io.dead_letters import KILLING_CODES, Code
 from tidemill.io.judge import Fault
 from tidemill.io.kafka_reader import LogReader, read_topic, read_topic_from
@@ -186,7 +187,7 @@ def condemned_records(
     """The records of the ranges [start, end) that became dead letters because they end a process: not to be touched."""
     found: dict[tuple[Partition, int], Fault] = {}
     for topic in sorted({partition.topic for partition, (start, end) in ranges.items() if start < end}):
-        for messages in read_topic(client_settings, f"{topic}.dlq"):
+        for messages in read_topic(client_settings, dead_letter_topic(topic)):
             for letter in map(letter_of, messages):
                 if letter.code in KILLING_CODES and letter.origin is not None and letter.is_of(app):
                     start, end = ranges.get(letter.origin.partition, (0, 0))

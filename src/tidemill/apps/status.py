@@ -17,6 +17,7 @@ from tidemill.apps.engine import worker_group
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Partition
 from tidemill.core.rows import RowState
+from tidemill.core.topic_names import commits_topic, examples_topic, predictions_topic
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import RedisStore
@@ -95,13 +96,13 @@ def read_status(settings: Settings, *, with_digest: bool = False) -> Status:
     committed = kafka.committed_offsets(clients, worker_group(app.name), partitions)
     bounds = kafka.log_bounds(clients, partitions)
     outcomes: Counter[str] = Counter()
-    for messages in read_topic(clients, f"{app.name}.commits.v1"):
+    for messages in read_topic(clients, commits_topic(app.name)):
         for counts_of in decode("commit.v1", [m.value() for m in messages]).column("outcomes").to_pylist():
             outcomes.update(dict(counts_of))
     published: Counter[str] = Counter()
-    for messages in read_topic(clients, f"{app.name}.predictions.v1"):
+    for messages in read_topic(clients, predictions_topic(app.name)):
         published["prediction"] += len(messages)
-    for messages in read_topic(clients, f"{app.name}.examples.v1"):
+    for messages in read_topic(clients, examples_topic(app.name)):
         examples = without_commands([m.value() for m in messages])
         published.update(decode("example.v1", examples).column("kind").to_pylist())
     store = RedisStore(settings.redis_url, app.name, owner_slot="status", config_digest=config_digest(app))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidemill.apps.clients import clients_of
-from tidemill.apps.topics import alerts_topic, drift_topic, ensure_loop_topics, models_topic
+from tidemill.apps.topics import ensure_loop_topics
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Output
@@ -19,6 +19,7 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.steering import DEMAND_KEY
 from tidemill.core.story import StoryEvent
 from tidemill.core.ticks import Tick
+from tidemill.core.topic_names import alerts_topic, drift_topic, models_topic
 from tidemill.io.kafka_producer import EventProducer
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.loop_records import decode_story, decode_ticks, encode_alerts, encode_story
@@ -38,7 +39,7 @@ def story_of(clients: Mapping[str, Any], app: AppSpec) -> list[StoryEvent]:
     """As `read_story`; the topic exists."""
     return [
         event
-        for messages in read_topic(clients, models_topic(app))
+        for messages in read_topic(clients, models_topic(app.name))
         for event in decode_story([m.value() for m in messages])
     ]
 
@@ -46,7 +47,7 @@ def story_of(clients: Mapping[str, Any], app: AppSpec) -> list[StoryEvent]:
 def story_outputs(app: AppSpec, events: Sequence[StoryEvent]) -> list[Output]:
     """Records of the story, each under its version."""
     return [
-        Output(models_topic(app), event.version.encode(), value)
+        Output(models_topic(app.name), event.version.encode(), value)
         for event, value in zip(events, encode_story(events), strict=True)
     ]
 
@@ -85,7 +86,7 @@ def _ask(settings: Settings, key: str, *, summary: str, by: str, culprits: tuple
         by=by,
     )
     producer = EventProducer(settings.bootstrap_servers or "", settings.kafka)
-    producer.send(alerts_topic(settings.app), 0, key.encode(), encode_alerts([alert])[0], asked, [])
+    producer.send(alerts_topic(settings.app.name), 0, key.encode(), encode_alerts([alert])[0], asked, [])
     producer.flush()
     return alert
 
@@ -93,6 +94,6 @@ def _ask(settings: Settings, key: str, *, summary: str, by: str, culprits: tuple
 def _newest_tick(settings: Settings) -> Tick | None:
     clients = clients_of(settings)
     newest = None
-    for messages in read_topic(clients, drift_topic(settings.app)):
+    for messages in read_topic(clients, drift_topic(settings.app.name)):
         newest = messages[-1].value()
     return decode_ticks([newest])[0] if newest is not None else None

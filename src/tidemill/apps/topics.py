@@ -10,6 +10,16 @@ from collections.abc import Mapping
 from tidemill.apps.clients import clients_of
 from tidemill.config import Settings
 from tidemill.core.spec import AppSpec
+from tidemill.core.topic_names import (
+    alerts_topic,
+    commits_topic,
+    dead_letter_topic,
+    drift_topic,
+    examples_topic,
+    metrics_topic,
+    models_topic,
+    predictions_topic,
+)
 from tidemill.errors import ConfigError
 from tidemill.io import kafka
 
@@ -22,39 +32,19 @@ TOPIC_CONFIG = {
 COMPACTED_CONFIG = TOPIC_CONFIG | {"cleanup.policy": "compact"}
 
 
-def metrics_topic(app: AppSpec) -> str:
-    """The monitor's rows: the newest value of a key is what counts."""
-    return f"{app.name}.metrics.v1"
-
-
-def alerts_topic(app: AppSpec) -> str:
-    """The alarm topic: every record of every incident, people's acknowledgements among them."""
-    return f"{app.name}.alerts.v1"
-
-
-def drift_topic(app: AppSpec) -> str:
-    """What the monitor found, a tick a record."""
-    return f"{app.name}.drift.v1"
-
-
-def models_topic(app: AppSpec) -> str:
-    """The story of the models, as the trainer tells it."""
-    return f"{app.name}.models.v1"
-
-
 def loop_topics(app: AppSpec) -> tuple[str, ...]:
     """What monitor, trainer and people tell each other: one ordered log each."""
-    return alerts_topic(app), drift_topic(app), models_topic(app)
+    return alerts_topic(app.name), drift_topic(app.name), models_topic(app.name)
 
 
 def output_topics(app: AppSpec) -> dict[str, int]:
     """Partition counts of the topics that Tidemill writes, by name."""
     counts = {
-        f"{app.name}.predictions.v1": PREDICTION_PARTITIONS,
-        f"{app.name}.examples.v1": 1,
-        f"{app.name}.commits.v1": 1,
+        predictions_topic(app.name): PREDICTION_PARTITIONS,
+        examples_topic(app.name): 1,
+        commits_topic(app.name): 1,
     }
-    return counts | {f"{topic.name}.dlq": 1 for topic in app.topics}
+    return counts | {dead_letter_topic(topic.name): 1 for topic in app.topics}
 
 
 def app_topics(app: AppSpec) -> dict[str, int]:
@@ -78,7 +68,7 @@ def ensure_app_topics(settings: Settings) -> list[str]:
 
 def ensure_metrics_topic(settings: Settings) -> None:
     """Create what the monitor writes, if it is missing."""
-    _ensure(settings, {metrics_topic(settings.app): 1}, COMPACTED_CONFIG)
+    _ensure(settings, {metrics_topic(settings.app.name): 1}, COMPACTED_CONFIG)
 
 
 def ensure_loop_topics(settings: Settings) -> list[str]:

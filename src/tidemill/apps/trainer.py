@@ -21,7 +21,7 @@ from tidemill.apps.failpoints import failpoint
 from tidemill.apps.loop_following import story_text
 from tidemill.apps.rounds import RoundTask, retrain_spec
 from tidemill.apps.story import APPROVAL_KEY, story_of, story_outputs
-from tidemill.apps.topics import drift_topic, ensure_loop_topics, ensure_output_topics
+from tidemill.apps.topics import ensure_loop_topics, ensure_output_topics
 from tidemill.apps.trainer_inbox import Inbox
 from tidemill.apps.training_process import TrainingProcess, TrainingStopped
 from tidemill.config import Settings
@@ -32,6 +32,7 @@ from tidemill.core.spec import AppSpec
 from tidemill.core.steering import Decision, Order, Steering
 from tidemill.core.story import StoryEvent, StoryKind
 from tidemill.core.ticks import Tick
+from tidemill.core.topic_names import drift_topic, examples_topic
 from tidemill.errors import InvariantError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
@@ -92,7 +93,7 @@ class Trainer:
         self._inbox = Inbox(self._clients, app)
         self._steering = Steering(self._spec)
         self._take(story_of(self._clients, app))
-        self._at = Partition(drift_topic(app), 0)
+        self._at = Partition(drift_topic(app.name), 0)
         self._ticks = LogReader(self._clients, *self._at, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._last: Tick | None = None  # the newest that was answered, without its records
         self._seek(kafka.committed_offsets(self._clients, trainer_id(app), [self._at])[self._at][0] or 0)
@@ -238,7 +239,7 @@ class Trainer:
         if not rows:
             return []
         values = self._encoder.encode({name: [row[name] for row in rows] for name in rows[0]})
-        topic = f"{self._app.name}.examples.v1"
+        topic = examples_topic(self._app.name)
         return [Output(topic, str(row["id"]).encode(), value) for row, value in zip(rows, values, strict=True)]
 
     def _take(self, events: Iterable[StoryEvent]) -> None:

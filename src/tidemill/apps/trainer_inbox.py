@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tidemill.apps.story import PEOPLES_KEYS
-from tidemill.apps.topics import alerts_topic
 from tidemill.core.alerts import Alert
 from tidemill.core.spec import AppSpec
 from tidemill.core.ticks import Tick
+from tidemill.core.topic_names import alerts_topic
 from tidemill.errors import StateLostError
 from tidemill.io.kafka_reader import FOLLOW_WAIT_MS, LogReader
 from tidemill.io.loop_records import decode_alerts, decode_ticks
@@ -29,7 +29,7 @@ class Inbox:
     """One thread owns it; `close` it."""
 
     def __init__(self, clients: Mapping[str, Any], app: AppSpec) -> None:
-        self._reader = LogReader(clients, alerts_topic(app), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
+        self._reader = LogReader(clients, alerts_topic(app.name), 0, fetch_wait_ms=FOLLOW_WAIT_MS)
         self._reader.seek(self._reader.first_offset())
         self._of_ticks: dict[int, list[Alert]] = {}
         self._answered_until = -1

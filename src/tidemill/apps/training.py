@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 from tidemill.apps.boosters import train_for
 from tidemill.apps.clients import clients_of
-from tidemill.apps.commands import examples_topic, role_history
+from tidemill.apps.commands import role_history
 from tidemill.apps.models import feature_shape, registry_of, signing_key
 from tidemill.config import Settings
 from tidemill.core.features import FeaturePlan
 from tidemill.core.manifest import Manifest
 from tidemill.core.records import Command
 from tidemill.core.roles import OffsetRange, RoleHistory
+from tidemill.core.topic_names import examples_topic
 from tidemill.io.kafka_reader import LogReader
 from tidemill.io.wire import decode_examples
 from tidemill.models.training_examples import TrainingExamples
@@ -36,7 +37,7 @@ class ExamplesSoFar:
         self.examples = TrainingExamples(plan.numeric_names, plan.category_names)
         self._commands: list[Command] = []
         self._shape = feature_shape(plan)
-        self._reader = LogReader(clients, examples_topic(settings), 0)
+        self._reader = LogReader(clients, examples_topic(settings.app.name), 0)
         self._reader.seek(max(offset_start, self._reader.first_offset()))
 
     def read(self, *, offset_next: int | None = None, on_read: OnRead = lambda position, end: None) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 
 from tidemill.apps.clients import clients_of
 from tidemill.apps.monitor_rows import METRICS_SCHEMA
-from tidemill.apps.topics import alerts_topic, drift_topic, metrics_topic, models_topic
 from tidemill.apps.web_board import Board
 from tidemill.apps.web_state import SHOWN_WINDOWS, WebState
 from tidemill.config import Settings
 from tidemill.core.records import Partition
+from tidemill.core.topic_names import alerts_topic, commits_topic, drift_topic, metrics_topic, models_topic
 from tidemill.errors import RecordError, StateLostError, TidemillError, UnavailableError
 from tidemill.io import kafka
 from tidemill.io.kafka_reader import LogReader
@@ -46,11 +46,11 @@ class Follower:
         self._board = board
         self._telemetry = telemetry
         self._folds: dict[str, Fold] = {
-            f"{app.name}.commits.v1": fold_commits,
-            metrics_topic(app): fold_metrics,
-            alerts_topic(app): fold_alerts,
-            drift_topic(app): fold_ticks,
-            models_topic(app): fold_story,
+            commits_topic(app.name): fold_commits,
+            metrics_topic(app.name): fold_metrics,
+            alerts_topic(app.name): fold_alerts,
+            drift_topic(app.name): fold_ticks,
+            models_topic(app.name): fold_story,
         }
         self._refused = ""  # why a record is not shown
         self._inputs: list[Partition] = []

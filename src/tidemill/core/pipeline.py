@@ -34,6 +34,7 @@ from tidemill.core.tables import (
     served_columns,
     with_entities,
 )
+from tidemill.core.topic_names import commits_topic, examples_topic, predictions_topic
 
 _DEAD_LETTER = {
     "event": Outcome.EVENT_DEAD_LETTER,
@@ -92,9 +93,9 @@ class Pipeline:
         self.plan = plan
         self.codec = codec
         self.topic_names = tuple(topic.name for topic in spec.topics)
-        self.predictions_topic = f"{spec.name}.predictions.v1"
-        self.examples_topic = f"{spec.name}.examples.v1"
-        self.commits_topic = f"{spec.name}.commits.v1"
+        self.predictions_topic = predictions_topic(spec.name)
+        self.examples_topic = examples_topic(spec.name)
+        self.commits_topic = commits_topic(spec.name)
         self._event_flagging, self._label_flagging = (
             [rule for topic in spec.topics if topic.role == role for rule in topic.rules if rule.otherwise == "flag"]
             for role in ("event", "label")

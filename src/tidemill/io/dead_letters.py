@@ -9,6 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from tidemill.core.records import DeadLetter, Output
+from tidemill.core.topic_names import dead_letter_topic
 
 OUTPUT_BYTES_MAX = 16 * 1024 * 1024  # message.max.bytes of the producer and of the topics that Tidemill makes
 ENVELOPE_BYTES = 64 * 1024  # room for headers and Kafka's own framing
@@ -91,4 +92,4 @@ def dead_letter_output(letter: DeadLetter, app: str) -> Output:
         headers.append(("tidemill.dlq.truncated", f"{room} of {len(value)} bytes".encode()))
         value = value[:room]
     timestamp = letter.timestamp if letter.timestamp >= 0 else None
-    return Output(f"{letter.partition.topic}.dlq", letter.key, value, tuple(headers), timestamp)
+    return Output(dead_letter_topic(letter.partition.topic), letter.key, value, tuple(headers), timestamp)
