@@ -6,7 +6,7 @@ import datetime
 import io
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fastavro
@@ -428,6 +428,16 @@ def test_a_time_field_sorts_the_batch_again():
     assert batch.records["events"].columns.column("id").to_pylist() == ["early", "late"]
     assert batch.records["labels"].row_index.tolist() == [3]
     assert [(at, letter.code) for at, letter in batch.dead_letters] == [(1, Code.NO_ID), (2, Code.NO_TIME)]
+
+
+def test_a_time_field_is_not_believed_beyond_max_skew_after_the_record_was_sent():
+    schema = {"type": "record", "name": "T", "fields": [EVENT["fields"][0], {**EVENT["fields"][6], "name": "at"}]}
+    spec = replace(an_app(event_topic(schema, time_field="at")), max_skew_ms=500)
+    records = Records()
+    for id_, at in (("past", 7), ("skewed", 2_500), ("years ahead", 9_000_000)):
+        records.add(FakeMessage(framed(schema, {"id": id_, "at": at * 1_000})), time=2_000)
+    batch = InputDecoder(spec).decode(records.all, {})
+    assert batch.time.tolist() == [7, 2_500, 2_500] and not batch.dead_letters
 
 
 def test_a_record_without_a_kafka_timestamp_is_a_dead_letter():

@@ -118,7 +118,7 @@ def _read_topic(topic: Topic, content: TopicLog, wanted: set[str], declared: Dec
                 if id_field is not None and not fields[id_field]:
                     raise BadRecordError("no id")
                 if topic.time_field is not None:
-                    time = int(fields[topic.time_field])
+                    time = min(int(fields[topic.time_field]), record.timestamp + declared.max_skew_ms)
             except BadRecordError as error:
                 verdict, fields = BAD, None
                 out.bad[len(out.offset)] = (record, str(error))

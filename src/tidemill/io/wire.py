@@ -64,6 +64,7 @@ class InputDecoder:
         self._limits = [RecordLimits(spec, one.spec, one.reader.arrow) for one in self._topics]
         self._kinds = np.array([_KIND_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
         self._ranks = np.array([_RANK_OF_ROLE[topic.role] for topic in spec.topics], dtype=np.int8)
+        self._max_skew_ms = spec.max_skew_ms
         self._has_time_fields = any(topic.time_field is not None for topic in spec.topics)
 
     def input_schema(self, topic: str) -> pa.Schema:
@@ -167,7 +168,9 @@ class InputDecoder:
                 places = places[kept]
             times = time[places]
             if topic.spec.time_field is not None:
-                times = columns.column(topic.spec.time_field).fill_null(-1).cast(pa.int64()).to_numpy()
+                told = columns.column(topic.spec.time_field).fill_null(-1).cast(pa.int64()).to_numpy()
+                # Nothing happens after it was sent: one clock that is years ahead must not end everybody's windows.
+                times = np.minimum(told, times + self._max_skew_ms)
             unfit = {**self._limits[topic_index].find_excess(columns), **_unfit(topic.spec, columns, times)}
             if topic.refusing:
                 unfit = {**_rule_breakers(topic.refusing, columns), **unfit}
