@@ -215,8 +215,8 @@ def test_rules_hold_for_every_writer_of_a_topic_and_leave_the_merged_order():
     records = []
     for offset, (amount, written) in enumerate(zip(amounts, [schema, older, older, schema], strict=True)):
         value = {"id": str(offset), "shop": "s", "user": 1, "amount": amount, "at": 100 - offset}
-        records.append(SourceRecord(5, 2, 0, offset, Message(b"k", _framed(written, value), (), 5, offset)))
-    batch = decoder.decode(records, {Partition("events", 0): Span(0, 4, 5, False)})
+        records.append(SourceRecord(100, 2, 0, offset, Message(b"k", _framed(written, value), (), 100, offset)))
+    batch = decoder.decode(records, {Partition("events", 0): Span(0, 4, 100, False)})
     assert [letter.offset for _, letter in sorted(batch.dead_letters)] == [1, 3]
     assert all(batch.kind[position] == Kind.DEAD_LETTER for position, _ in batch.dead_letters)
     assert batch.records["events"].columns.column("amount").to_pylist() == [2.0, 1.0]

@@ -39,8 +39,8 @@ TOPIC: Mapping[str, str] = {
     "role": "event: is predicted. label: tells the truth about an event, by its id. context: only feeds features.",
     "schema": "The Avro schema by which records are read: a path relative to the YAML file.",
     "id": "The field that names the event. Events and labels need it, context has none.",
-    "time": "The field that holds the event time, believed up to `max_skew` after the Kafka timestamp; without it, the Kafka"
-    " timestamp is the event time.",
+    "time": "The field that holds the event time, believed up to `max_skew` after the Kafka timestamp; without it, the"
+    " Kafka timestamp is the event time.",
     "partitions": "Of the topic, where `tidemill produce` or the demo creates it.",
     "rules": "What a sound record satisfies; see [entry rules](entry-rules.md).",
     "writers": "Other schemas that records may be written with: paths or patterns such as `old/*.avsc`, relative to the"
