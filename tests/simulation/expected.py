@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -99,10 +99,12 @@ class Rules:
         watermark: int,
         owned: frozenset[Partition],
         served: Mapping[Source, dict[str, Any]],
+        ids: Set[str] | None = None,
     ) -> Played:
+        """`ids`: only their rows may end; None = all."""
         played = Played()
         for id_, row in list(self.rows.items()):
-            if row.made_by[0] in owned and row.due() < watermark:
+            if row.made_by[0] in owned and row.due() < watermark and (ids is None or id_ in ids):
                 self._settle(id_, row, played)
         new: set[str] = set()
         for place, (source, sent) in enumerate(order):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -209,19 +209,25 @@ class Oracle:
         return True
 
     def forget(self, serial: int) -> None:
-        kept = []
-        for batch in self._batches:
+        kept: list[Batch] = []
+        known_later: set[str] = set()
+        for batch in reversed(self._batches):
             if batch.serial > serial and (self._unsent_parts(batch) or not batch.parts):
                 for partition, (start, _) in batch.spans.items():
                     self._applied[partition] = min(self._applied[partition], start)
                     self._unsent[partition] = deque(s for s in self._unsent[partition] if s.serial != batch.serial)
-            else:
-                kept.append(batch)
-        self._batches = kept
+                # A batch without outputs forgot rows; where a later one found them gone, they are gone.
+                if batch.parts or not batch.ids & known_later:
+                    continue
+                batch = replace(batch, ids=batch.ids & known_later)
+            known_later |= batch.ids
+            kept.append(batch)
+        self._batches = kept[::-1]
         self._rules = Rules()
-        for batch in kept:
+        for batch in self._batches:
             order = [(source, self._records[source]) for source in batch.step.order]
-            self._rules.play(batch.serial, order, batch.step.group_watermark, batch.step.owned, batch.served)
+            watermark, owned = batch.step.group_watermark, batch.step.owned
+            self._rules.play(batch.serial, order, watermark, owned, batch.served, batch.ids)
 
     def _unsent_parts(self, batch: Batch) -> set[Partition]:
         return {p for p in batch.parts if any(one.serial == batch.serial for one in self._unsent[p])}
