@@ -157,7 +157,7 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
             process.wait(40)
     stage.said["worker and web"] = log.read_text()
 
-    for words in (("monitor", "--until-end"), ("trainer", "--until-end"), ("alerts", "ls"), ("snapshot",), ("audit",)):
+    for words in (("monitor", "--until-end"), ("trainer", "--until-end"), ("alerts", "ls")):
         done = stage.run("-v", *words, "payments.yaml")
         assert done.returncode in (0, 1, 3), done.stderr  # an app without `retrain:` has no trainer, and is told so
     stage.run("-v", "status", "payments.yaml")
