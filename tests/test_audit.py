@@ -169,6 +169,34 @@ def test_outcome_that_was_only_counted_is_found(past: AuditedPast):
     assert "prediction counted" in report.checks["counts"].first[0]
 
 
+@pytest.mark.parametrize("name", ["joined", "waiting", "settled"])
+def test_a_commit_that_names_fewer_records_than_it_counts_is_found(past: AuditedPast, name: str):
+    at = next(at for at, row in enumerate(rows_of(past, COMMITS)) if row[name])
+    report = audited(past, lambda logs: logs.change(COMMITS, at, edited("commit.v1", **{name: lambda them: them[1:]})))
+    assert findings(report) == {"counts"}
+    assert f"{name} are named" in report.checks["counts"].first[0]
+
+
+def test_an_amendment_of_another_event_is_found(past: AuditedPast):
+    at = next(
+        place
+        for place, message in enumerate(past.logs.lanes[Partition(EXAMPLES, 0)])
+        if schema_of(message) == "example.v1"
+        and decode("example.v1", [message.value() or b""]).to_pylist()[0]["kind"] == "amendment"
+    )
+    moved = edited("example.v1", event_time=lambda time: time + 1)
+    report = audited(past, lambda logs: logs.change(EXAMPLES, at, moved))
+    assert "no prediction of that id and event time" in report.checks["extra"].first[0]
+
+
+def test_dead_letters_of_another_app_that_reads_the_topic_are_not_ours(past: AuditedPast):
+    def add_foreign(logs: MemoryLogs) -> None:
+        logs.repeat("events.dlq", 3)
+        logs.lanes[Partition("events.dlq", 0)][-1].headers().append(("tidemill.dlq.app", b"other"))
+
+    assert audited(past, add_foreign).is_sound
+
+
 def test_batches_that_come_while_it_reads_are_not_taken_for_extra_ones(past: AuditedPast):
     """The commits end before the last batches; the predictions of those are there already."""
     end = past.logs.next[Partition(COMMITS, 0)]

@@ -350,3 +350,14 @@ def test_crashes_anywhere_leave_no_trace(seed: int) -> None:
         ends[place] = row["next"]
     assert ends == {place: app.inputs.end(place) for place in app.partitions}
     assert all(not record.outbox and record.applied == record.committed for record in app.backend.partitions.values())
+
+
+def test_a_partition_is_suspected_where_its_owner_stood_still_before_records_and_not_where_there_were_none() -> None:
+    app = App(machinery=MACHINERY)
+    app.inputs.add("events", 1_000, id="e", **EVENT)
+    Worker(app).claim()
+    suspected: list[Sequence[Partition]] = []
+    again = Worker(app)
+    again.claims._suspect = lambda partitions, bounds: suspected.append(partitions)
+    again.claim()
+    assert suspected == [[EVENTS]]

@@ -43,6 +43,8 @@ def test_help_names_every_command_and_shows_where_to_begin(capsys: pytest.Captur
     text = capsys.readouterr().out
     assert all(command in text for command in COMMANDS)
     assert "tidemill demo --until" in text
+    first_words = [line.strip("│ ").split(" ")[0] for line in text.splitlines()]
+    assert first_words.index("demo") < first_words.index("worker") < first_words.index("status")
 
 
 @pytest.mark.parametrize("command", [["demo"], ["worker"], ["produce"], ["status"], ["dlq", "ls"], ["reset"]])

@@ -139,6 +139,7 @@ def test_the_shipped_app_of_the_flights_is_valid():
         ("role: label", "role: event", "TM-1005", 2, "exactly one topic of role event, found sales.v1, returns.v1"),
         ("shop_sales:", "price:", "TM-1005", 14, "more than one group"),
         ("  returns.v1:", "  shop.alerts.v1:", "TM-1005", 4, "a topic that Tidemill writes"),
+        ("  returns.v1:", "  shop.drift.v1:", "TM-1005", 4, "a topic that Tidemill writes"),
         ("shop_returned:", "shop_sales:", "TM-1006", 19, "'shop_sales' stands twice, first at line 18"),
         ("wait: 24h", "wait: [24h", "TM-1001", 10, "not YAML"),
     ],

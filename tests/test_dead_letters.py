@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shop import SHOP, Shop, a_shop
 
+from tidemill.apps import roll_forward
 from tidemill.apps.cli import run
 from tidemill.apps.dead_letters import (
     Letter,
@@ -110,6 +111,15 @@ def test_a_letter_gives_back_the_record_even_one_that_has_been_a_dead_letter_els
     assert found.origin == Place(ORDERS, offset) and found.id == f"shop.orders[1]@{offset}"
     assert (found.code, found.stage) == ("TM-2007", "decode")
     assert parse_place(found.id) == found.origin
+
+
+def test_a_rebuild_believes_this_app_alone_about_records_that_kill(monkeypatch: pytest.MonkeyPatch):
+    letters = [
+        Message(dead_letter_output(dead(offset)._replace(code=code), app), offset)
+        for offset, (code, app) in enumerate([("TM-2030", "shop"), ("TM-2030", "other"), ("TM-2007", "shop")])
+    ]
+    monkeypatch.setattr(roll_forward, "read_topic", lambda clients, topic: iter([letters]))
+    assert set(roll_forward.condemned_records({}, "shop", {ORDERS: (0, 9)})) == {(ORDERS, 0)}
 
 
 @given(HEADERS, st.none() | st.binary(max_size=9), st.none() | st.binary(max_size=9))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tidemill.core.labels import EventEntry, Joined, LabelEntry, due_time, join_labels, label_values
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
-from tidemill.core.settlements import Example, Labelled, Settled
+from tidemill.core.settlements import Decided, Example, Labelled
 from tidemill.core.spec import Condition, LabelSpec
 
 EVENTS, LABELS = "events", "labels"
@@ -139,8 +139,8 @@ def test_label_before_its_event_waits_and_joins_it():
     assert next(iter(log.due.values())).partition == Partition(EVENTS, 0)
 
 
-def waited(*offsets: int, group_watermark: int = -1) -> dict[Partition, list[Settled]]:
-    return {Partition(LABELS, 0): [Settled(0, group_watermark, (), offsets, ())]}
+def waited(*offsets: int, group_watermark: int = -1) -> dict[Partition, list[Decided]]:
+    return {Partition(LABELS, 0): [Decided(0, group_watermark, (), offsets, ())]}
 
 
 @pytest.mark.parametrize("first", [5, 9])

@@ -109,7 +109,7 @@ def test_suspicion_ends_with_as_many_records_as_a_batch_has_or_with_the_last_one
         bisecting.passed([SourceRecord(0, 0, partition.number, offset, cast(Any, None))])
         return "the records that were suspected have passed" in said
 
-    bisecting.suspect([quiet, busy], {quiet: 12, busy: 1_000_000})
+    bisecting.suspect([quiet, busy], {quiet: (0, 12), busy: (0, 1_000_000)})
     assert not pass_one(quiet, 10) and not pass_one(quiet, 11)
     passed = [pass_one(busy, offset) for offset in range(app.app.batch_records)]
     assert passed == [False] * (app.app.batch_records - 1) + [True]

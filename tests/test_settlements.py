@@ -14,7 +14,7 @@ from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, kafka_in_memor
 from tests.test_pipeline import LAW, app_of, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
-from tidemill.core.settlements import Settled, Settlements
+from tidemill.core.settlements import Decided, Settlements
 
 DAY_MS = 86_400_000
 A, B = Partition("events", 0), Partition("events", 1)
@@ -86,7 +86,7 @@ def chosen_ids(settlements: Settlements, due: list[tuple[Due, bytes | None]]) ->
 
 
 def test_rows_are_settled_with_the_commit_that_names_them() -> None:
-    settlements = Settlements({A: [Settled(0, 100, (), (), (2,)), Settled(5, 200, (), (), (3,))]})
+    settlements = Settlements({A: [Decided(0, 100, (), (), (2,)), Decided(5, 200, (), (), (3,))]})
     due = some_due(*((id_, at, a_row(RowState.PENDING, at)) for id_, at in (("a", 1), ("b", 2), ("c", 3))))
     assert chosen_ids(settlements, due) == []  # no commit was passed yet
     settlements.advance(A, before=5)
@@ -98,7 +98,7 @@ def test_rows_are_settled_with_the_commit_that_names_them() -> None:
 
 
 def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
-    settlements = Settlements({A: [Settled(0, 100, (), (), ())], B: [Settled(0, 300, (), (), ())]})
+    settlements = Settlements({A: [Decided(0, 100, (), (), ())], B: [Decided(0, 300, (), (), ())]})
     settlements.advance(A, before=5)
     settlements.advance(B, before=5)
     row = a_row(RowState.JOINED)
@@ -107,7 +107,7 @@ def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
 
 
 def test_what_was_not_settled_stays_open_and_what_ended_is_forgotten_unnamed() -> None:
-    settlements = Settlements({A: [Settled(0, 100, (), (), (1, 3))]})
+    settlements = Settlements({A: [Decided(0, 100, (), (), (1, 3))]})
     settlements.advance(A, before=5)
     due = some_due(
         ("joined later", 20, a_row(RowState.PENDING, 0)),

@@ -30,6 +30,14 @@ def test_every_record_has_exactly_one_outcome_whatever_happens(first: int) -> No
         assert violation is None, f"seed {seed}: {violation}\n{command.command_for(seed, None)}"
 
 
+# Rebuilds that went wrong once: orphans counted twice, a roll-forward that was interrupted within a commit, a row that
+# had been forgotten before a label came; and two that the oracle took for wrong.
+@pytest.mark.parametrize("seed", [2160, 3244, 2336, 2810, 1716, 6479])
+def test_seeds_that_failed_once_hold(seed: int) -> None:
+    result = run(seed)
+    assert result.violation is None and result.happened
+
+
 @pytest.mark.parametrize("mutant", sorted(MUTANTS))
 def test_a_guard_that_is_taken_away_is_missed_within_500_seeds(mutant: str) -> None:
     found = next((seed for seed in range(SEEDS) if run(seed, mutant).violation), None)

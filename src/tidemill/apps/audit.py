@@ -14,12 +14,13 @@ from itertools import chain
 import numpy as np
 
 from tidemill.apps.audit_inputs import InputReader
-from tidemill.apps.audit_logs import AuditHistory, KafkaLogs, Logs, Record, whole
+from tidemill.apps.audit_logs import AuditHistory, KafkaLogs, Logs, whole
 from tidemill.apps.audit_outcomes import Example, Outcomes
 from tidemill.apps.audit_outputs import Predictions, letter_origins, read_examples, read_predictions
 from tidemill.apps.audit_ranges import Committed, check_ranges, read_commits
 from tidemill.apps.audit_report import AuditReport
 from tidemill.apps.audit_scores import CopyAudit, ScoreAudit
+from tidemill.apps.dead_letters import KafkaMessage
 from tidemill.apps.models import booster_loader, feature_shape, store_place
 from tidemill.apps.schema_lookup import open_schemas
 from tidemill.config import Settings
@@ -167,7 +168,7 @@ class _Audit:
         report.models = tuple(sorted(used - {""}))
         return examples
 
-    def _read_log(self, start: int, end: int) -> Iterator[Sequence[Record]]:
+    def _read_log(self, start: int, end: int) -> Iterator[Sequence[KafkaMessage]]:
         for messages in self._logs.read(self._examples, start, end):
             self._say(f"examples log: {messages[-1].offset() + 1:,} of {end:,}")
             yield messages

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tidemill.apps.audit_logs import Logs, Record
+from tidemill.apps.audit_logs import Logs
+from tidemill.apps.dead_letters import KafkaMessage
 from tidemill.core.labels import label_values
 from tidemill.core.records import Int64s, Kind, Partition, Span
 from tidemill.core.spec import AppSpec
@@ -74,7 +75,7 @@ class InputReader:
             if found is not None:
                 yield found
 
-    def _columns(self, partition: Partition, messages: Sequence[Record]) -> tuple[npt.NDArray[Any], ...]:
+    def _columns(self, partition: Partition, messages: Sequence[KafkaMessage]) -> tuple[npt.NDArray[Any], ...]:
         index = next(at for at, topic in enumerate(self._spec.topics) if topic.name == partition.topic)
         topic = self._spec.topics[index]
         records = [SourceRecord(m.timestamp()[1], index, partition.number, m.offset(), m) for m in messages]
@@ -90,7 +91,7 @@ class InputReader:
         return tuple(column[order] for column in (batch.offset, batch.kind, batch.time, ids, labels))
 
 
-def _dead(messages: Sequence[Record]) -> tuple[npt.NDArray[Any], ...]:
+def _dead(messages: Sequence[KafkaMessage]) -> tuple[npt.NDArray[Any], ...]:
     """Columns of records that nobody looks into."""
     count = len(messages)
     offset = np.array([message.offset() for message in messages], dtype=np.int64)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from tidemill.apps.clients import clients_of
+from tidemill.apps.dead_letters import KafkaMessage
 from tidemill.config import Settings
 from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
@@ -21,20 +22,6 @@ from tidemill.models.replica import LogPart
 
 READ_RECORDS = 10_000  # per step; bounds memory
 PATIENCE_S = 30.0  # an open transaction of a dead worker ends after 10 s
-
-
-class Record(Protocol):
-    """What an audit reads of a Kafka message."""
-
-    def key(self) -> bytes | None: ...
-
-    def value(self) -> bytes | None: ...
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None: ...
-
-    def timestamp(self) -> tuple[int, int]: ...
-
-    def offset(self) -> int: ...
 
 
 class Logs(Protocol):
@@ -50,7 +37,7 @@ class Logs(Protocol):
         """The ends now, open transactions included."""
         ...
 
-    def read(self, partition: Partition, start: int, end: int) -> Iterator[Sequence[Record]]:
+    def read(self, partition: Partition, start: int, end: int) -> Iterator[Sequence[KafkaMessage]]:
         """The committed records at offsets [start, end) that are kept, in order."""
         ...
 
@@ -70,7 +57,7 @@ class KafkaLogs:
     def ends(self, partitions: Sequence[Partition]) -> Mapping[Partition, int]:
         return LogEnds(self._clients, partitions).ask()
 
-    def read(self, partition: Partition, start: int, end: int) -> Iterator[Sequence[Record]]:
+    def read(self, partition: Partition, start: int, end: int) -> Iterator[Sequence[KafkaMessage]]:
         """
         Raises:
             UnavailableError: TM-3050, nothing more can be read although the log goes on.
@@ -110,7 +97,7 @@ class AuditHistory:
             yield LogPart(*decode_examples(values, offsets, self._expected))
 
 
-def whole(logs: Logs, topic: str, ends: Mapping[Partition, int]) -> Iterator[Sequence[Record]]:
+def whole(logs: Logs, topic: str, ends: Mapping[Partition, int]) -> Iterator[Sequence[KafkaMessage]]:
     """All records of a topic before `ends`, partition after partition."""
     for partition in logs.partitions(topic):
         yield from logs.read(partition, 0, ends[partition])

@@ -6,7 +6,7 @@ is the one NaN that numpy makes of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tidemill.apps.audit_logs import Record
+from tidemill.apps.dead_letters import KafkaMessage, letter_of
 from tidemill.core.records import FeatureBatch, Float32s, Float64s, Int64s, Partition
+from tidemill.core.topic_names import dead_letter_topic
 from tidemill.io.outputs import decode, decode_commands, examples_of, matrix_of, without_commands
 from tidemill.io.wire import FeatureShape
 from tidemill.models.replica import LogPart
@@ -70,7 +71,7 @@ class Predictions:
         )
 
 
-def read_predictions(batches: Iterable[Sequence[Record]]) -> Predictions:
+def read_predictions(batches: Iterable[Sequence[KafkaMessage]]) -> Predictions:
     """All predictions of the topic."""
     tables = [decode("prediction.v1", [m.value() or b"" for m in messages]).select(KEPT) for messages in batches]
     if not tables:
@@ -92,7 +93,7 @@ class ExampleLot:
     next: int
 
 
-def read_examples(batches: Iterable[Sequence[Record]], expected: FeatureShape) -> Iterator[ExampleLot]:
+def read_examples(batches: Iterable[Sequence[KafkaMessage]], expected: FeatureShape) -> Iterator[ExampleLot]:
     """The log in its order."""
     for messages in batches:
         values, offsets = [m.value() or b"" for m in messages], [m.offset() for m in messages]
@@ -104,27 +105,19 @@ def read_examples(batches: Iterable[Sequence[Record]], expected: FeatureShape) -
 
 
 def letter_origins(
-    batches: Iterable[Sequence[Record]], topic: str, app: str
+    batches: Iterable[Sequence[KafkaMessage]], topic: str, app: str
 ) -> tuple[dict[Partition, list[int]], list[str]]:
     """Offsets of the records that became dead letters of an app, by partition; places of letters that do not say so."""
     origins: dict[Partition, list[int]] = {}
     unnamed = []
-    for messages in batches:
-        for message in messages:
-            headers = _last_of(message.headers())
-            if headers.get("tidemill.dlq.app", app) != app:
-                continue
-            number, offset = headers.get("__streams.errors.partition", ""), headers.get("__streams.errors.offset", "")
-            if headers.get("__streams.errors.topic") == topic and number.isdecimal() and offset.isdecimal():
-                origins.setdefault(Partition(topic, int(number)), []).append(int(offset))
-            else:
-                unnamed.append(f"{topic}.dlq@{message.offset()}")
+    for letter in (letter_of(message) for messages in batches for message in messages):
+        if not letter.is_of(app):
+            continue
+        if letter.origin is not None and letter.origin.partition.topic == topic:
+            origins.setdefault(letter.origin.partition, []).append(letter.origin.offset)
+        else:
+            unnamed.append(f"{dead_letter_topic(topic)}@{letter.place.offset}")
     return origins, unnamed
-
-
-def _last_of(headers: Sequence[tuple[str, bytes | None]] | None) -> Mapping[str, str]:
-    """The last header of each name: ours stand behind those of the record."""
-    return {name: (content or b"").decode("latin-1") for name, content in headers or ()}
 
 
 def same_floats(one: Float64s, other: Float64s) -> Any:

@@ -49,8 +49,8 @@ class Bisecting:
         self._settings = settings
         self._report = report
         self._topics = tuple(topic.name for topic in settings.app.topics)
-        self._left: dict[Partition, int] = {}  # suspected: how many of its records are still to be tried
-        self._ends: dict[Partition, int] = {}  # of the same: where it ended when it was claimed
+        # Suspected: how many of its records are still to be tried, and where it ended when it was claimed.
+        self._left: dict[Partition, tuple[int, int]] = {}
         self._condemned: dict[tuple[Partition, int], Fault] = {}
         self._process: TrialProcess | None = None
         self._used_at = 0.0
@@ -62,11 +62,10 @@ class Bisecting:
         """Whether the batch in work has to be tried before it is scored."""
         return self._is_trial
 
-    def suspect(self, partitions: Collection[Partition], ends: Mapping[Partition, int]) -> None:
-        """These partitions stood still while their worker died: try what they hold before these ends."""
+    def suspect(self, partitions: Collection[Partition], bounds: Mapping[Partition, tuple[int, int]]) -> None:
+        """These partitions stood still while their worker died: try what they hold within their bounds [start, end)."""
         new = [partition for partition in partitions if partition not in self._left]
-        self._left.update(dict.fromkeys(partitions, self._settings.app.batch_records))
-        self._ends.update((partition, ends[partition]) for partition in partitions)
+        self._left |= {partition: (self._settings.app.batch_records, bounds[partition][1]) for partition in partitions}
         if new:
             self._report(f"{len(new)} partitions stood still when their worker ended: trying their next records")
             self._trials()  # it starts while the claim goes on
@@ -124,9 +123,9 @@ class Bisecting:
             partition, offset = self._place(record)
             self._condemned.pop((partition, offset), None)
             if partition in self._left:
-                self._left[partition] -= 1
-                if self._left[partition] <= 0 or offset + 1 >= self._ends[partition]:
-                    del self._left[partition]
+                left, end = self._left.pop(partition)
+                if left > 1 and offset + 1 < end:
+                    self._left[partition] = (left - 1, end)
         self._is_trial = False
         if not self._left and self._process is not None:
             self._report("the records that were suspected have passed")

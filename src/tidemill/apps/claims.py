@@ -22,6 +22,8 @@ from tidemill.io import kafka
 from tidemill.io.redis_store import ClaimView, RedisStore
 from tidemill.io.slices import unpack_slice
 
+Suspect = Callable[[Sequence[Partition], Mapping[Partition, tuple[int, int]]], None]
+
 
 class Claims:
     """Runs the recovery table of core/recovery.py; the compute thread owns it."""
@@ -36,11 +38,11 @@ class Claims:
         publishing: Publishing,
         roll_forward: RollForward,
         report: Callable[[str], None],
-        suspect: Callable[[Sequence[Partition], Mapping[Partition, int]], None] = lambda partitions, ends: None,
+        suspect: Suspect = lambda partitions, bounds: None,
         restore: Callable[[Mapping[Partition, tuple[int | None, str]]], bool] = lambda committed: False,
     ) -> None:
-        """`suspect` hears which partitions an owner before has tried from the same position, and not moved, and where
-        all partitions end. `restore` fills a lost store from a snapshot that fits the group's offsets, and says whether
+        """`suspect` hears which partitions an owner before has tried from the same position, and not moved, and the
+        bounds of all. `restore` fills a lost store from a snapshot that fits the group's offsets, and says whether
         there was one."""
         self._restore = restore
         self.committed_of_app: Mapping[Partition, int | None] = {}  # at the last claim, of all partitions of the app
@@ -73,10 +75,9 @@ class Claims:
             view = self._store.claim(sorted(partitions), may_create=False)
         committed = kafka.committed_offsets(self._client_settings, self._group, sorted(partitions))
         bounds = kafka.log_bounds(self._client_settings, sorted(partitions))
-        ends = {partition: end for partition, (_, end) in bounds.items()}
         # Where nothing was left to read, nothing has killed.
-        stood_still = [p for p, at in view.partitions.items() if at.attempts > 1 and (at.applied or 0) < ends[p]]
-        self._suspect(stood_still, ends)
+        stood_still = [p for p, at in view.partitions.items() if at.attempts > 1 and (at.applied or 0) < bounds[p][1]]
+        self._suspect(stood_still, bounds)
         starts: dict[Partition, int] = {}
         to_replay: dict[Partition, tuple[int, int]] = {}
         for partition in sorted(partitions):

@@ -157,8 +157,7 @@ class Engine:
         self._partition_count = len(self._partitions_of_app())
         self._bisecting.keep(partitions)
         if self._has_died and partitions:
-            bounds = kafka.log_bounds(self._clients, sorted(partitions))
-            self._bisecting.suspect(partitions, {partition: end for partition, (_, end) in bounds.items()})
+            self._bisecting.suspect(partitions, kafka.log_bounds(self._clients, sorted(partitions)))
             self._has_died = False
         starts = self._claims.take(partitions, group_metadata) if partitions else {}
         self._wholeness.begin(self._claims.committed_of_app if partitions else {}, self._store.marks())

@@ -24,7 +24,7 @@ from tidemill.core.merge import TimeOrderedMerge
 from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.ports import Conflict, Store
 from tidemill.core.records import Batch, Partition, Span
-from tidemill.core.settlements import Example, Labelled, Settled, Settlements
+from tidemill.core.settlements import Decided, Example, Labelled, Settlements
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
 from tidemill.core.topic_names import dead_letter_topic
@@ -150,11 +150,11 @@ class RollForward:
 
     def _recorded(
         self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
-    ) -> dict[Partition, list[Settled]]:
+    ) -> dict[Partition, list[Decided]]:
         """The commit records of the ranges, by partition; a roll-forward before may have ended within the first one."""
         # At the very position of a cut, a commit that moved no offset is in it if the cut's outbox held its record.
         in_cut = {name for place in restored.get("partitions", ()) for name in place["known"]}
-        recorded: dict[Partition, list[Settled]] = {}
+        recorded: dict[Partition, list[Decided]] = {}
         for messages in self._read(self._pipeline.commits_topic, restored):
             values = [message.value() for message in messages]
             for value, row in zip(values, decode("commit.v1", values).to_pylist(), strict=True):
@@ -164,7 +164,7 @@ class RollForward:
                 begin = ranges[place][0]
                 if row["next"] <= begin and row["start"] < begin:
                     continue
-                found = Settled(*(row[name] for name in Settled._fields))
+                found = Decided(*(row[name] for name in Decided._fields))
                 recorded.setdefault(place, []).append(found)
         return recorded
 

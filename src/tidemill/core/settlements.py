@@ -15,8 +15,8 @@ from tidemill.core.records import Due, Partition
 from tidemill.core.rows import RowState, unpack_row
 
 
-class Settled(NamedTuple):
-    """One commit record of a partition.
+class Decided(NamedTuple):
+    """One commit record of a partition: what it decided.
 
     start: where its range starts. group_watermark: that rows were settled with. joined, waiting: offsets of its labels
     that met their event, or began to wait for it. settled: of the records whose rows expired, or waited in vain.
@@ -41,7 +41,7 @@ class Example(NamedTuple):
 class Labelled:
     """The labels that joined or waited the first time; others left nothing."""
 
-    def __init__(self, examples: Iterable[Example], records: Mapping[Partition, Sequence[Settled]]) -> None:
+    def __init__(self, examples: Iterable[Example], records: Mapping[Partition, Sequence[Decided]]) -> None:
         """`records`: the commit records of the ranges that are applied again."""
         self._examples = frozenset(examples)
         self._labels = {(one.id, one.label_time, one.label) for one in self._examples}
@@ -68,7 +68,7 @@ class Labelled:
 class Settlements:
     """Walks through the commit records of a range while its records are applied again."""
 
-    def __init__(self, records: Mapping[Partition, Sequence[Settled]]) -> None:
+    def __init__(self, records: Mapping[Partition, Sequence[Decided]]) -> None:
         """`records`: by partition, in the order of the log."""
         self._left = {partition: deque(found) for partition, found in records.items()}
         self._watermarks: dict[Partition, int] = {}

@@ -5,8 +5,6 @@ In: the name of an app, or of an input. Out: the name of a topic. Invariant: no 
 
 from __future__ import annotations
 
-KINDS = ("predictions", "examples", "commits", "metrics", "alerts", "drift", "models", "redrives")
-
 
 def predictions_topic(app: str) -> str:
     """What was served, by id."""
@@ -55,4 +53,5 @@ def dead_letter_topic(input_topic: str) -> str:
 
 def written_topics(app: str) -> frozenset[str]:
     """All but the dead letters: no input may have such a name."""
-    return frozenset(f"{app}.{kind}.v1" for kind in KINDS)
+    named = (predictions_topic, examples_topic, commits_topic, metrics_topic, alerts_topic, drift_topic, models_topic)
+    return frozenset(name(app) for name in (*named, redrives_topic))
