@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
 from shop import Shop, a_shop
 
 from tidemill.apps.stalls import Causes, Waiting, where
@@ -132,6 +133,25 @@ def test_broker_that_is_stopped_for_so_long_that_the_partitions_are_lost_is_name
         cause = named_cause(shop)
         assert "the group has given this worker no partition" in shop.log_text()
     assert cause == f"the broker at {own.bootstrap_servers} does not answer"
+
+
+def test_topics_are_created_though_the_broker_stood_still_when_it_was_asked(
+    own: Servers, app_name: str, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[object] = []
+
+    class Admin(AdminClient):
+        def create_topics(self, *args: object, **kwargs: object) -> object:
+            if not asked:
+                os.kill(own.pids["kafka"], signal.SIGSTOP)
+                threading.Timer(2.0, os.kill, (own.pids["kafka"], signal.SIGCONT)).start()
+            asked.append(args)
+            return super().create_topics(*args, **kwargs)
+
+    monkeypatch.setattr(kafka, "CREATE_ATTEMPT_S", 1.0)
+    monkeypatch.setattr(kafka, "AdminClient", Admin)
+    kafka.ensure_topics(kafka.client_settings(own.bootstrap_servers), {app_name: 1}, {})
+    assert len(asked) > 1 and kafka.partition_counts(kafka.client_settings(own.bootstrap_servers), [app_name])
 
 
 def test_hanging_transaction_of_a_foreign_producer_is_named_with_its_place(

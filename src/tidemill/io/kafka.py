@@ -22,6 +22,8 @@ REQUEST_TIMEOUT_S = 20.0  # a broker that elects or restarts answers within seco
 STABLE_DEADLINE_S = (
     30.0  # a dead worker's transaction ends after its time-out of 10 s, and the broker looks now and then
 )
+CREATE_ATTEMPT_S = 10.0  # of one client that looks for the controller; it learns a new one only every 30 s
+CREATE_DEADLINE_S = 40.0  # a broker that stood still is itself again within seconds, on a busy machine within tens
 COORDINATOR_WAIT_S = 3.0  # of one question for committed offsets; then we look whether it was refused
 NOT_YET_RETRY_S = 0.02  # the marker of a transaction that has just ended arrives within milliseconds
 
@@ -34,6 +36,7 @@ _NOT_YET = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
 }
+_EXISTS = KafkaError.TOPIC_ALREADY_EXISTS
 REFUSED = frozenset(
     {
         KafkaError.TOPIC_AUTHORIZATION_FAILED,
@@ -94,24 +97,30 @@ def is_answering(settings: Mapping[str, Any], timeout_s: float) -> bool:
 
 
 def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config: Mapping[str, str]) -> list[str]:
-    """Create the topics that are missing, with these partition counts; the names that were created."""
+    """Create the topics that are missing, with these partition counts; the names that were created.
+
+    A broker that starts or stood still may answer and yet know of no controller: then another client asks anew.
+    """
+    created: list[str] = []
+    deadline = time.monotonic() + CREATE_DEADLINE_S
     with unavailable_unless_answered("create topics", settings):
-        admin = AdminClient(dict(settings))
-        # Asked first: who may not create topics may still use those that an administrator has created.
-        found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
-        wanted = [
-            NewTopic(name, num_partitions=count, replication_factor=-1, config=dict(config))
-            for name, count in topics.items()
-            if name not in found
-        ]
-        created = []
-        for name, future in admin.create_topics(wanted, request_timeout=REQUEST_TIMEOUT_S).items() if wanted else ():
-            failed = future.exception()
-            if failed is None:
-                created.append(name)
-            elif not _is_about(failed, KafkaError.TOPIC_ALREADY_EXISTS):
-                raise failed
-    return created
+        while True:
+            admin = AdminClient(dict(settings))
+            # Asked first: who may not create topics may still use those that an administrator has created.
+            found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+            wanted = [
+                NewTopic(name, num_partitions=count, replication_factor=-1, config=dict(config))
+                for name, count in topics.items()
+                if name not in found
+            ]
+            answers = admin.create_topics(wanted, request_timeout=CREATE_ATTEMPT_S) if wanted else {}
+            errors = {name: future.exception() for name, future in answers.items()}
+            created += [name for name, error in errors.items() if error is None]
+            failed = [error for error in errors.values() if error and not _is_about(error, _EXISTS)]
+            if not failed:
+                return created
+            if not _is_about(failed[0], KafkaError._TIMED_OUT) or time.monotonic() > deadline:
+                raise failed[0]
 
 
 def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, int]:
