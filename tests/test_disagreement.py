@@ -14,8 +14,10 @@ from confluent_kafka.admin import AdminClient
 from shop import Shop, a_shop
 
 from tidemill.apps.engine import worker_group
+from tidemill.config import config_digest
 from tidemill.core.records import Partition
 from tidemill.io import kafka
+from tidemill.io.redis_store import RedisStore
 
 pytestmark = pytest.mark.servers
 
@@ -37,6 +39,23 @@ def exit_code_of_a_start(shop: Shop) -> int:
     shop.start()
     assert shop.worker is not None
     return shop.worker.wait(40)
+
+
+def reset_to(shop: Shop, target: str) -> None:
+    shop.wait_for_the_session_to_end()
+    reset = [sys.executable, "-m", "tidemill", "reset", str(shop.config), "--to", target, "--yes"]
+    reset += ["--bootstrap-servers", shop.settings.bootstrap_servers or ""]
+    reset += ["--redis-url", shop.settings.redis_url or ""]
+    subprocess.run(reset, check=True, timeout=60, capture_output=True)
+
+
+def process_one_more(shop: Shop) -> None:
+    """After sixty; the worker has ended well then."""
+    shop.start()
+    shop.send("event", "999", 0, order=999, product="tea", amount=1.0)
+    shop.producer.flush()
+    shop.until(lambda now: now.published.get("prediction", 0) == 61)
+    assert shop.stop() == 0
 
 
 def test_a_lost_store_is_rebuilt_from_the_log_and_open_predictions_keep_what_was_served(shop: Shop):
@@ -89,16 +108,27 @@ def test_offsets_moved_by_hand_end_with_exit_4_and_reset_makes_peace(shop: Shop)
     assert exit_code_of_a_start(shop) == 4
     assert "TM-4204" in shop.log_text() and "tidemill reset" in shop.log_text()
 
-    shop.wait_for_the_session_to_end()
-    reset = [sys.executable, "-m", "tidemill", "reset", str(shop.config), "--to", "applied", "--yes"]
-    reset += ["--bootstrap-servers", shop.settings.bootstrap_servers or ""]
-    reset += ["--redis-url", shop.settings.redis_url or ""]
-    subprocess.run(reset, check=True, timeout=60, capture_output=True)
+    reset_to(shop, "applied")
     assert {p: at for p, (at, _) in kafka.committed_offsets(shop.clients, group, orders_of(shop)).items()} == {
         p: at for p, (at, _) in before.items()
     }
-    shop.start()
-    shop.send("event", "999", 0, order=999, product="tea", amount=1.0)
-    shop.producer.flush()
-    shop.until(lambda now: now.published.get("prediction", 0) == 61)
-    assert shop.stop() == 0
+    process_one_more(shop)
+
+
+def test_another_store_ends_with_exit_4_and_reset_lets_the_log_fill_it(shop: Shop):
+    lost, rows = shop.store(), shop.store().row_counts()
+    lost.wipe()
+    other = RedisStore(
+        shop.settings.redis_url or "",
+        shop.settings.app.name,
+        owner_slot="x",
+        config_digest=config_digest(shop.settings.app),
+    )
+    other.claim([], may_create=True)  # it is nobody's yet: it becomes a store of its own
+    assert exit_code_of_a_start(shop) == 4
+    assert "TM-4201" in shop.log_text() and "tidemill reset --to committed" in shop.log_text()
+
+    reset_to(shop, "committed")
+    process_one_more(shop)
+    assert "rebuilding it from the log" in shop.log_text()
+    assert len(shop.read("predictions")) == 61 and sum(shop.store().row_counts().values()) == sum(rows.values()) + 1

@@ -105,6 +105,11 @@ class Broker:
                 self._epochs[writer] += 1
         self.group.tick()
 
+    @property
+    def is_deserted(self) -> bool:
+        """No transaction is open and no session lives."""
+        return not self._open and self.group.is_empty
+
     # Consumers
 
     def committed(self, partitions: Sequence[Partition]) -> dict[Partition, tuple[int | None, str]] | None:
@@ -170,6 +175,10 @@ class Group:
         self._numbers = 0
         self._since_ms = 0
         self._now_ms = now_ms
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._members
 
     def join(self, slot: str) -> int:
         """A new process of a slot. A known slot keeps its partitions: nobody else hears of it."""

@@ -20,7 +20,7 @@ from tests.simulation.stage import Actor, Killed
 from tests.simulation.stream import PARTITIONS, Bodies, Sent, a_stream
 from tidemill.core.records import Partition
 from tidemill.core.spec import AppSpec
-from tidemill.errors import TidemillError, UnavailableError
+from tidemill.errors import StateLostError, TidemillError, UnavailableError
 from tidemill.io.memory import MemoryBackend
 from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER
 
@@ -85,7 +85,8 @@ class World:
         self._speed = {slot: self.chance.choice([1.0, 1.0, 1.0, 0.4, 0.15]) for slot in self._slots}
         self._arrive_every = self.chance.choice([0.3, 1.0, 3.0])
         self._arrived = 0
-        self._quiet_since = 0
+        self._may_ask_operator = False  # once, after the store was harmed: anything else is a violation
+        self._is_with_operator = False
 
     # What processes call
 
@@ -169,6 +170,8 @@ class World:
             if at <= self.step:
                 del self._restarts[slot]
                 self._start(slot)
+        if self._is_with_operator and not self._late and self.broker.is_deserted:
+            self._reset_to_committed()
         ready = [p for p in self.processes if not p.actor.is_done and p.actor.frozen_until <= self.step]
         if not ready:
             return
@@ -184,12 +187,31 @@ class World:
         error = process.actor.error
         if isinstance(error, Violation):
             raise error
+        if isinstance(error, StateLostError) and error.code == "TM-4201" and self._may_ask_operator:
+            self.happened.append(f"step {self.step}: {error.code}, the operator stops all workers")
+            self._may_ask_operator, self._is_with_operator = False, True
+            for other in self.processes:
+                self.running = other
+                other.actor.kill()
+            self.processes.clear()
+            self._restarts.clear()
+            return
         if error is not None:
             kind = "a process ended" if isinstance(error, TidemillError) else "a process failed"
             raise Violation(f"{kind}: {error!r}") from error
         self.processes.remove(process)
         if all(other.slot != process.slot for other in self.processes):
             self._restarts[process.slot] = self.step + self.chance.choice([1, 5, 20, 80])
+
+    def _reset_to_committed(self) -> None:
+        """What the message of TM-4201 advises when the other store is lost: `tidemill reset --to committed`."""
+        if not self.oracle.can_forget(-1):
+            raise Violation("TM-4201 came when a batch was published in part")
+        self.happened.append(f"step {self.step}: store emptied by the operator")
+        self._replace_store(MemoryBackend(), -1)
+        self._is_with_operator = False
+        for slot in self._slots:
+            self._start(slot)
 
     def _start(self, slot: str) -> None:
         process = self._make(self, slot)
@@ -243,17 +265,21 @@ class World:
         if not self.oracle.can_forget(serial):
             return
         self.store_plan.pop(0)
+        self._may_ask_operator = True
         self.happened.append(f"step {self.step}: {fault.kind}" + (f" to commit {serial}" if serial >= 0 else ""))
-        self.oracle.forget(serial)
-        for name in MemoryBackend.__slots__:
-            setattr(self.backend, name, getattr(backend, name))
+        self._replace_store(backend, serial)
         self._late = [late for late in self._late if not getattr(late[1], "is_of_store", False)]
         for process in self.processes:
             process.is_cut_off = True
 
+    def _replace_store(self, backend: MemoryBackend, serial: int) -> None:
+        self.oracle.forget(serial)
+        for name in MemoryBackend.__slots__:
+            setattr(self.backend, name, getattr(backend, name))
+
     def _is_over(self) -> bool:
         """Everything has come, nothing is to go wrong any more, and all has been published and settled."""
-        if self._arrived < len(self.sent) or self._late or self._restarts:
+        if self._arrived < len(self.sent) or self._late or self._restarts or self._is_with_operator:
             return False
         return (
             self.oracle.is_settled(self._ends)

@@ -252,8 +252,9 @@ def reset(
             "--to",
             metavar="TARGET",
             show_default=False,
-            help="applied: the group's offsets follow the store. earliest: store and offsets are deleted, every record "
-            "is processed and every output published again.",
+            help="applied: the group's offsets follow the store. committed: the store is emptied and computed again "
+            "from the log, nothing is published twice. earliest: store and offsets are deleted, every record is "
+            "processed and every output published again.",
         ),
     ] = None,
     accept_config: Annotated[
@@ -288,6 +289,7 @@ def reset(
     if not dry_run:
         what = {
             "applied": f"Set the offsets of app {settings.app.name} to the positions of its store?",
+            "committed": f"Empty the store of app {settings.app.name}? The next worker computes it from the log again.",
             "earliest": f"Delete the state and offsets of app {settings.app.name}? Its outputs are published again.",
         }[target]
         confirm_or_exit(what, yes=yes)
@@ -300,6 +302,8 @@ def reset(
         hint("every record is processed again: predictions, examples and commits are published a second time")
         hint("`tidemill status` then counts both passes; predictions that were pending now stay open in its balance")
         hint("to undo: restore the store from its backup, then `tidemill reset --to applied`")
+    elif target == "committed":
+        hint("start a worker: it computes the state up to the group's offsets and then goes on")
     else:
         hint("to undo: the column `before` holds the former offsets (kafka-consumer-groups --reset-offsets sets them)")
     if any(one.lost for one in planned):
@@ -309,15 +313,16 @@ def reset(
 
 def _target(to: str | None, *, accepts_config: bool) -> Target | None:
     """Where `reset` goes; None with --config."""
-    if to == "applied" and not accepts_config:
-        return "applied"
-    if to == "earliest" and not accepts_config:
-        return "earliest"
     if to is None and accepts_config:
         return None
     if to is None or accepts_config:
-        raise typer.BadParameter("give one of --to applied, --to earliest, --config")
-    raise typer.BadParameter(f"{to!r} is not a target; {nearest_of(to, ('applied', 'earliest'))}", param_hint="--to")
+        raise typer.BadParameter("give one of --to applied, --to committed, --to earliest, --config")
+    from tidemill.apps.reset import TARGETS
+
+    for target in TARGETS:
+        if to == target:
+            return target
+    raise typer.BadParameter(f"{to!r} is not a target; {nearest_of(to, TARGETS)}", param_hint="--to")
 
 
 put_in_panels(app)

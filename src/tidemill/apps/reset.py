@@ -3,6 +3,9 @@
 In: an app's settings, where to go. Out: what was (or would be) moved, by partition. Invariant: nothing moves while the
 group has living members, and nothing moves in a dry run.
 
+`committed`: the store follows the group: it is emptied, and the next worker computes it anew from the log, or from a
+snapshot and the log, up to the group's offsets; nothing is published again.
+
 `applied`: the group's offsets follow the store. Outputs that the store applied and Kafka does not hold are kept for the
 next worker to publish: which ones those are is read from the commits log, not guessed. `earliest`: the store's keys and
 the group's offsets are deleted; every record is processed, and every output published, again.
@@ -12,11 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.publishing import offset_metadata
+from tidemill.apps.restoring import newest_fit
 from tidemill.config import Settings, config_digest
 from tidemill.core.feature_versions import compare_features, declared_features
 from tidemill.core.records import Partition
@@ -28,7 +32,8 @@ from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
 from tidemill.io.slices import unpack_slice
 
-Target = Literal["applied", "earliest"]
+Target = Literal["applied", "committed", "earliest"]
+TARGETS: tuple[Target, ...] = get_args(Target)
 
 
 class RefusedError(TidemillError):
@@ -52,7 +57,8 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
 
     Raises:
         RefusedError: TM-4301, the group has living members.
-        StateLostError: TM-4302, the store holds nothing to follow.
+        StateLostError: TM-4302, the store holds nothing to follow; TM-4305, the group does not; TM-4306, the log cannot
+            give back what the store holds.
         UnavailableError: a server did not answer.
     """
     assert settings.bootstrap_servers is not None and settings.redis_url is not None
@@ -60,7 +66,8 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
     group = worker_group(settings.app.name)
     refuse_living_members(kafka.living_members(clients, group), group)
     partitions = kafka.partitions_of(clients, [topic.name for topic in settings.app.topics])
-    committed = {p: at for p, (at, _) in kafka.committed_offsets(clients, group, partitions).items()}
+    known = kafka.committed_offsets(clients, group, partitions)
+    committed = {p: at for p, (at, _) in known.items()}
     store = RedisStore(
         settings.redis_url, settings.app.name, owner_slot="reset", config_digest=config_digest(settings.app)
     )
@@ -71,8 +78,12 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
                 kafka.delete_group(clients, group)
                 store.wipe()
             return [Move(p, committed[p], None) for p in partitions]
-        bounds = kafka.log_bounds(clients, partitions)
-        log_starts = {p: start for p, (start, _) in bounds.items()}
+        log_starts = {p: start for p, (start, _) in kafka.log_bounds(clients, partitions).items()}
+        if target == "committed":
+            _need_log(settings, known, log_starts)
+            if not is_dry_run:
+                store.wipe()
+            return [Move(p, at, at) for p, at in committed.items() if at is not None]
         if is_dry_run:
             applied = {p: mark.applied for p, mark in store.marks().items() if mark.applied >= 0}
             _need_progress(applied, settings.app.name)
@@ -174,6 +185,28 @@ def _follow_store(
         moves.append(Move(partition, committed[partition], offset, lost))
     store.release(partitions)
     return moves
+
+
+def _need_log(
+    settings: Settings, known: Mapping[Partition, tuple[int | None, str]], log_starts: Mapping[Partition, int]
+) -> None:
+    """An emptied store must be able to come to where the group is."""
+    committed = [p for p, (at, _) in known.items() if at is not None]
+    by_hand = [p for p in committed if not known[p][1]]
+    if by_hand or not committed:
+        found = f"its offset of {by_hand[0]} was set by hand" if by_hand else "it has committed no offset"
+        raise StateLostError(
+            "TM-4305",
+            f"group {worker_group(settings.app.name)} cannot be followed: {found}; let it follow the store with "
+            "`tidemill reset --to applied`, or begin again with `--to earliest`",
+        )
+    cut = [p for p in committed if log_starts[p] > 0]
+    if cut and newest_fit(settings, known, lambda _reason: None) is None:
+        raise StateLostError(
+            "TM-4306",
+            f"{cut[0]} begins at {log_starts[cut[0]]} and no snapshot of the store fits the group's offsets: what the "
+            "store holds could not be computed again; restore it from a backup",
+        )
 
 
 def _need_progress(known: Mapping[Partition, object], app: str) -> None:

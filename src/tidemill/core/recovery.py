@@ -85,7 +85,8 @@ def decide(
         return Stop(
             "TM-4201",
             f"another store: offset {committed} was committed for store {committed_incarnation}, the one that answers "
-            f"is {store_incarnation}; point redis_url at the store of this group, or restore it from a backup",
+            f"is {store_incarnation}; point redis_url at the store of this group, or restore it from a backup; if that "
+            "store is lost, `tidemill reset --to committed` empties this one and the worker computes it from the log",
         )
     if applied is None:
         return StartNew() if committed is None else _rebuild(committed, log_start)
@@ -93,7 +94,7 @@ def decide(
         return Stop(
             "TM-4205",
             f"the store holds offset {applied} but no incarnation: part of it was deleted; restore it from a backup, "
-            "or empty it with `tidemill reset` and let the worker rebuild it from the log",
+            "or empty it with `tidemill reset --to committed` and let the worker compute it from the log",
         )
     if committed is None or applied > committed:
         return _send(applied, committed, slices, has_metadata=is_ours, log_start=log_start)
