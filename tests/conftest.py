@@ -15,8 +15,8 @@ _app_numbers = itertools.count()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with servers first: they take longest, and what is quick fills the gaps at the end of a run in parallel."""
-    items.sort(key=lambda item: item.get_closest_marker("servers") is None)
+    """What takes long first; what is quick fills the gaps at the end of a run in parallel."""
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("servers", "long")))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ product; every value is computed from all records that came before the payment, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def cards() -> pd.DataFrame:
     return pd.read_csv(FILES["payments.cards"])
 
 
+@cache
 def expected_features() -> pd.DataFrame:
     """The features of `payments.yaml`, a column each, one row per payment; categories are text."""
     asked, settled, known = payments(), settlements(), cards()

@@ -80,12 +80,15 @@ class Shop:
     def until(self, is_so: Callable[[Status], bool], deadline_s: float = 40.0) -> Status:
         deadline = time.monotonic() + deadline_s
         while True:
+            asked_at = time.monotonic()
             status = read_status(self.settings)
             if is_so(status):
                 return status
             assert self.worker is None or self.worker.poll() is None, self.log_text()
             assert time.monotonic() < deadline, f"{status}\n{(self.folder / 'worker.log').read_text()}"
-            time.sleep(0.3)
+            time.sleep(
+                max(0.3, time.monotonic() - asked_at)
+            )  # half of the time is theirs
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All records of `predictions`, `examples` or `commits`."""

@@ -1,4 +1,4 @@
-"""Workers are killed in two weeks of flights: nothing is lost, nothing counted twice, every score can be recomputed."""
+"""Workers are killed in eleven days of flights: nothing is lost or counted twice, every score can be recomputed."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tidemill.io.embedded import Servers
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(240)]
 
-UNTIL = date(2013, 1, 15)
-SNAPSHOT_EVERY = 1_000  # of 13,000 examples: a restarted worker resumes from a snapshot
+UNTIL = date(2013, 1, 12)
+SNAPSHOT_EVERY = 1_000  # of 10,000 examples: a restarted worker resumes from a snapshot
 KILLS = 3
 
 
@@ -31,7 +31,7 @@ def undisturbed(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> R
 
 def test_undisturbed_run_holds_what_the_campaigns_are_compared_with(undisturbed: Result):
     assert undisturbed.is_ok, undisturbed.failed
-    assert undisturbed.records > 30_000
+    assert undisturbed.records > 25_000
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -61,7 +61,7 @@ class Load:
 
     def _send(self) -> None:
         while not self._is_over.is_set():
-            for _ in range(20):
+            for _ in range(8):
                 number = 100_000 + self.sent
                 amount = float(number * 7 % 100)
                 self._shop.send("event", str(number), 0, order=number, product=f"p{number % 5}", amount=amount)

@@ -13,6 +13,8 @@ from tests.simulation.process import Workshop
 from tests.simulation.shrinking import kind_of, shrink
 from tests.simulation.world import Left, Result
 
+pytestmark = pytest.mark.long
+
 SEEDS = 500
 PART = 50
 WORKSHOP = Workshop()
