@@ -332,6 +332,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     try:
         code = app(args=None if arguments is None else list(arguments), prog_name="tidemill", standalone_mode=False)
+        if code == INTERRUPTED:  # what typer makes of Ctrl-C
+            print("interrupted", file=sys.stderr)
         return code if isinstance(code, int) else 0
     except TidemillError as error:
         if Voice.is_verbose:

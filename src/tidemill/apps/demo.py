@@ -95,6 +95,10 @@ def run_demo(options: DemoOptions) -> int:
         if full := explain_full_disk(options.data_folder or Path.cwd(), OTHER_FOLDER):
             raise full from error
         raise
+    except KeyboardInterrupt:
+        view.close()
+        print("servers and workers are stopped; the same command begins anew", file=sys.stderr)
+        raise
     finally:
         view.close()
 
