@@ -86,9 +86,7 @@ class Shop:
                 return status
             assert self.worker is None or self.worker.poll() is None, self.log_text()
             assert time.monotonic() < deadline, f"{status}\n{(self.folder / 'worker.log').read_text()}"
-            time.sleep(
-                max(0.3, time.monotonic() - asked_at)
-            )  # half of the time is theirs
+            time.sleep(max(0.3, time.monotonic() - asked_at))  # half of the time is theirs
 
     def read(self, kind: str) -> list[dict[str, Any]]:
         """All records of `predictions`, `examples` or `commits`."""
