@@ -1,4 +1,4 @@
-"""The pure monitor: ticks, roles along the log, and an alert of each kind from its opening to its resolution."""
+"""The pure monitor: ticks, the learner's guard, roles along the log, and that cutting the log changes nothing."""
 
 from __future__ import annotations
 
@@ -8,65 +8,31 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from builders import a_category, a_group, a_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watched_days import (
+    APP,
+    CATEGORIES,
+    MONITOR,
+    NUMERIC,
+    REFERENCE,
+    RETRAIN,
+    ROWS,
+    WAIT_MS,
+    Watch,
+    an_example_batch,
+    said_of,
+    some_features,
+)
 
-from tidemill.core.drift.reference import Reference, reference_of
 from tidemill.core.examples import between
-from tidemill.core.loop_spec import DAY_MS, MonitorSpec, RetrainSpec, RolloutSpec, TriggerSpec
-from tidemill.core.loss_window import EXAMPLES_MIN, LearnerGuard, LossWindow, expected_loss_units
-from tidemill.core.metrics import LOSS_UNIT, log_loss
+from tidemill.core.loop_spec import DAY_MS, RetrainSpec, RolloutSpec, TriggerSpec
+from tidemill.core.metrics import log_loss
 from tidemill.core.records import Command, ExampleColumns, FeatureBatch
 from tidemill.core.roles import INITIAL
 from tidemill.core.surveillance import Surveillance
 from tidemill.core.ticks import Tick
 from tidemill.errors import InvariantError
-
-MONITOR = MonitorSpec(window_ms=3 * DAY_MS, reference_ticks=8, quiet_ms=4 * DAY_MS, cooldown_ms=2 * DAY_MS)
-ROLLOUT = RolloutSpec(examples_min=200, examples_max=9_000, canary_examples=900, probation_examples=600)
-RETRAIN = RetrainSpec(
-    any_of=(TriggerSpec(kind="alert", alert_kind="concept"),), examples_min=500, cooldown_ms=DAY_MS, rollout=ROLLOUT
-)
-SHOPS = ("a", "b", "c", "d")
-NUMERIC, CATEGORIES = ("amount", "age"), ("shop",)
-APP = replace(
-    a_spec(a_group("shop", ["shop"], a_category("shop", "shop"))),
-    monitor=MONITOR,
-    retrain=RETRAIN,
-)
-ROWS = 300  # of a day
-WAIT_MS = APP.label.wait_ms
-
-
-def some_features(random: np.random.Generator, rows: int = ROWS) -> FeatureBatch:
-    numeric = random.normal(size=(rows, 2)).astype(np.float32)
-    return FeatureBatch(numeric, (tuple(np.array(SHOPS)[random.integers(0, 4, rows)].tolist()),))
-
-
-def said_of(features: FeatureBatch) -> np.ndarray:
-    return 1 / (1 + np.exp(-1.5 * features.numeric[:, 0].astype(np.float64)))
-
-
-def a_reference(days: int = 40) -> Reference:
-    random = np.random.Generator(np.random.PCG64(1))
-    features = some_features(random, rows := days * ROWS)
-    said = said_of(features)
-    codes = np.array([SHOPS.index(shop) for shop in features.categories[0]])[:, None]
-    return reference_of(
-        features.numeric,
-        codes,
-        (random.random(rows) < said).astype(np.float32),
-        said,
-        np.repeat(np.arange(days) * DAY_MS, ROWS),
-        numeric_names=NUMERIC,
-        category_names=CATEGORIES,
-        vocabularies=[SHOPS],
-        spec=MONITOR,
-    )
-
-
-REFERENCE = a_reference()
 
 
 class Baselines:
@@ -79,106 +45,6 @@ class Baselines:
     def add(self, loss: float) -> None:
         self.adwin += 1
         self.page_hinkley += 2
-
-
-class Watch:
-    """A world in which the model is right, unless a day is told otherwise."""
-
-    def __init__(self, app=APP, champion: str = "v1", **given) -> None:
-        self.random = np.random.Generator(np.random.PCG64(5))
-        self.of = Surveillance(app, NUMERIC, CATEGORIES, reference_of={"v1": REFERENCE}.get, **given)
-        self.offset, self.champion, self.now = 0, INITIAL, 0
-        self.ticks: list[Tick] = []
-        if champion != INITIAL:
-            self.command("prepare", champion)
-            self.command("promote", champion)
-            self.champion = champion
-
-    def command(self, kind: str, version: str, cause: str = "test") -> None:
-        command = Command(self.offset, f"c{self.offset}", kind, self.champion, version, cause, 0)
-        self.offset += 1
-        self.of.fold_examples(an_example_batch(0), [command], self.offset)
-
-    def day(
-        self,
-        features: FeatureBatch | None = None,
-        *,
-        truth=None,
-        is_degraded=False,
-        dead_letters: int = 0,
-        events: int = ROWS,
-        label=None,
-        **columns,
-    ) -> Tick:
-        """One tick with examples of all its predictions. truth: probability of a positive; columns: of the examples."""
-        features = some_features(self.random, events) if features is None else features
-        said = said_of(features)
-        rows = len(features)
-        if label is None:
-            label = (self.random.random(rows) < (said if truth is None else truth(said, features))).astype(np.float32)
-        times = self.now + np.linspace(0, DAY_MS - WAIT_MS, rows).astype(np.int64)
-        self.of.fold_predictions(times, columns.get("blend", said), np.full(rows, is_degraded), features)
-        examples = ExampleColumns(
-            **{
-                "offset": self.offset + np.arange(rows),
-                "features": features,
-                "label": label,
-                "is_learned": np.ones(rows, dtype=np.bool_),
-                "event_time": times,
-                "label_time": times + 1_000,
-                "learner": said,
-                "booster": said,
-                "base_rate": np.full(rows, 0.5),
-                "blend": said,
-                "model_version": (self.champion,) * rows,
-                **{name: value(said) if callable(value) else value for name, value in columns.items()},
-            }
-        )
-        self.offset += rows
-        self.of.fold_examples(examples, [], self.offset)
-        self.of.fold_records({"events": rows, "outcomes": rows, "readings": 10}, dead_letters)
-        return self.close()
-
-    def close(self) -> Tick:
-        self.now += DAY_MS
-        self.ticks.append(self.of.close(self.now))
-        return self.ticks[-1]
-
-    def days(self, count: int, **given) -> list[Tick]:
-        return [self.day(**given) for _ in range(count)]
-
-    def story(self, key: str = "") -> list[tuple[int, str, str]]:
-        """(day, key, event) of all alert records."""
-        return [
-            (record.time // DAY_MS, record.key, record.event)
-            for tick in self.ticks
-            for record in tick.alerts
-            if record.key.startswith(key)
-        ]
-
-    def events(self, key: str) -> list[str]:
-        return [event for _, _, event in self.story(key)]
-
-
-def an_example_batch(rows: int, **columns) -> ExampleColumns:
-    """Examples of day 0 with the probability one half, each labelled at once."""
-    nothing = np.full(rows, 0.5)
-    numeric = np.zeros((rows, 2), dtype=np.float32)
-    return ExampleColumns(
-        **{
-            "offset": np.arange(rows),
-            "features": FeatureBatch(numeric, (("a",) * rows,)),
-            "label": np.zeros(rows, dtype=np.float32),
-            "is_learned": np.ones(rows, dtype=np.bool_),
-            "event_time": np.arange(rows),
-            "label_time": np.arange(rows) + 1,
-            "learner": nothing,
-            "booster": nothing,
-            "base_rate": nothing,
-            "blend": nothing,
-            **columns,
-        }
-    )
 
 
 # Ticks ------------------------------------------------------------------------------------------------------------
@@ -247,199 +113,6 @@ def test_shown_detectors_count_on_through_a_change_of_champion() -> None:
 
     assert [(tick.adwin, tick.page_hinkley) for tick in watch.days(2)] == [(4, 8), (5, 10)]
     assert watch.close().adwin == 5
-
-
-# Alerts -----------------------------------------------------------------------------------------------------------
-
-
-def moved(watch: Watch, by: float) -> FeatureBatch:
-    features = some_features(watch.random)
-    numeric = features.numeric.copy()
-    numeric[:, 1] += by  # what the model does not look at
-    return FeatureBatch(numeric, features.categories)
-
-
-def test_covariate_alert_names_the_feature_that_moved_and_is_resolved_when_it_is_back() -> None:
-    watch = Watch()
-    watch.days(5)
-    for _ in range(7):
-        watch.day(moved(watch, 1.5))
-    watch.days(8)
-
-    assert watch.events("covariate") == ["opened", "repeated", "repeated", "repeated", "resolved"]
-    opened = next(a for tick in watch.ticks for a in tick.alerts if a.key == "covariate/features")
-    assert opened.culprits == ("age",) and opened.evidence["effect"] > opened.evidence["threshold"]
-    assert opened.window_end - opened.window_start == MONITOR.window_ms
-    assert opened.summary.startswith("1 of 3 features moved; most of all age, by a PSI of ")
-    assert watch.events("prediction") == []
-
-
-def test_prediction_alert_opens_repeats_and_resolves() -> None:
-    watch = Watch()
-    watch.days(5)
-    for _ in range(6):
-        features = some_features(watch.random)
-        low = np.full(ROWS, 0.05)
-        watch.day(features, truth=lambda said, _: 0.05, blend=low)
-    watch.days(8)
-
-    assert watch.events("prediction/blend")[0] == "opened" and watch.events("prediction/blend")[-1] == "resolved"
-    assert "repeated" in watch.events("prediction/blend")
-    assert watch.events("covariate") == []
-
-
-def test_label_alert_opens_repeats_and_resolves() -> None:
-    watch = Watch()
-    watch.days(5)
-    watch.days(7, truth=lambda said, _: np.clip(said + 0.3, 0, 1))
-    watch.days(8)
-
-    events = watch.events("label/share")
-    assert (events[0], events[1], events[-1]) == ("opened", "repeated", "resolved") and events.count("opened") == 1
-    opened = next(a for tick in watch.ticks for a in tick.alerts if a.key == "label/share")
-    assert opened.evidence["effect"] > 0.05
-
-
-def inverted_in(*shops: str):
-    def truth(said, features):
-        return np.where(np.isin(features.categories[0], shops), 1 - said, said)
-
-    return truth
-
-
-def test_inverted_labels_make_one_concept_alert_with_the_worst_slices_and_one_resolution() -> None:
-    watch = Watch()
-    watch.days(14)
-    watch.days(12, truth=inverted_in("b", "d"))
-    watch.days(12)
-
-    events = watch.events("concept")
-    assert events.count("opened") == events.count("resolved") == 1 and "repeated" in events
-    assert (events[0], events[-1]) == ("opened", "resolved")
-    opened = next(a for tick in watch.ticks for a in tick.alerts if a.kind == "concept")
-    assert opened.severity == "page" and opened.time // DAY_MS <= 14 + 3
-    assert set(opened.culprits[:2]) == {"shop=b", "shop=d"}
-    assert opened.evidence["e_value"] >= opened.evidence["threshold"] == MONITOR.average_run_length
-    assert opened.evidence["excess"] > 0.1
-
-
-def test_a_concept_alert_is_resolved_although_examples_have_stopped() -> None:
-    watch = Watch()
-    watch.days(14)
-    while not watch.events("concept"):
-        watch.day(truth=inverted_in(*SHOPS))
-    for _ in range(MONITOR.quiet_ms // DAY_MS):
-        watch.close()
-
-    assert watch.events("concept") == ["opened", "resolved"]
-
-
-def test_a_concept_alert_triggers_a_training_in_the_same_tick_behind_it() -> None:
-    watch = Watch()
-    watch.days(14)
-    watch.days(6, truth=inverted_in(*SHOPS))
-
-    tick = next(tick for tick in watch.ticks if any(a.kind == "concept" for a in tick.alerts))
-    concept, trigger = tick.alerts[0], tick.alerts[-1]
-    assert (concept.key, trigger.key) == ("concept/blend", "trigger/concept")
-    assert trigger.culprits == (concept.id,)
-    assert trigger.evidence["examples_total"] == tick.examples_total
-
-
-def without(features: FeatureBatch) -> FeatureBatch:
-    numeric = features.numeric.copy()
-    numeric[:, 1] = np.nan
-    return FeatureBatch(numeric, features.categories)
-
-
-def test_quality_alert_opens_repeats_and_resolves() -> None:
-    watch = Watch()
-    watch.days(5)
-    for _ in range(5):
-        assert "missing/age" in watch.day(without(some_features(watch.random))).quality
-    watch.days(5)
-
-    assert watch.events("quality/missing/age") == ["opened", "repeated", "repeated", "resolved"]
-    opened = next(a for tick in watch.ticks for a in tick.alerts if a.kind == "quality")
-    assert opened.culprits == ("age",) and opened.window_end - opened.window_start == DAY_MS
-
-
-def test_performance_alert_opens_repeats_and_resolves() -> None:
-    watch = Watch()
-    watch.days(4, base_rate=np.full(ROWS, 0.5))
-    watch.days(4, truth=lambda said, _: 1 - said)
-    watch.days(10)
-
-    events = watch.events("performance/blend")
-    assert (events[0], events[1], events[-1]) == ("opened", "repeated", "resolved") and events.count("opened") == 1
-    opened = next(a for tick in watch.ticks for a in tick.alerts if a.kind == "performance")
-    assert opened.evidence["blend"] - opened.evidence["base_rate"] == pytest.approx(opened.evidence["effect"])
-
-
-def test_dead_letters_and_degraded_predictions_are_alerts_of_operations() -> None:
-    watch = Watch()
-    watch.days(2)
-    watch.days(3, dead_letters=40, is_degraded=True)  # of 610 records
-    watch.days(5)
-
-    assert watch.events("operations/dead_letters") == ["opened", "repeated", "resolved"]
-    assert watch.events("operations/degraded") == ["opened", "repeated", "resolved"]
-
-
-def test_a_share_of_dead_letters_at_the_limit_is_no_alert() -> None:
-    watch = Watch()
-    watch.day(events=295, dead_letters=30)  # of 600 records
-
-    assert watch.story() == []
-
-
-def test_a_tick_of_a_few_records_is_no_alert_of_operations() -> None:
-    watch = Watch()
-    watch.day(events=4, dead_letters=5, is_degraded=True)  # of 18 records
-
-    assert watch.story("operations") == []
-
-
-def test_degraded_predictions_are_expected_before_a_booster_has_served() -> None:
-    watch = Watch(champion=INITIAL)
-    none = np.full(ROWS, np.nan)
-    watch.days(3, is_degraded=True, booster=none)
-    assert watch.story("operations") == []
-    watch.day()
-    watch.day(is_degraded=True, booster=none)
-    assert watch.events("operations/degraded") == ["opened"]
-
-
-def test_an_acknowledgement_counts_from_the_first_tick_behind_it() -> None:
-    watch = Watch()
-    watch.days(2, dead_letters=100)
-    watch.of.acknowledge(watch.ticks[0].alerts[0].id, "ann", 3 * DAY_MS)
-    watch.days(5, dead_letters=100)
-
-    assert watch.story() == [(1, "operations/dead_letters", "opened"), (3, "operations/dead_letters", "repeated")]
-
-
-def test_labels_that_stop_are_seen_although_ticks_hold_no_examples() -> None:
-    watch = Watch()
-    watch.days(30)
-    for _ in range(10):
-        features = some_features(watch.random)
-        times = np.full(ROWS, watch.now)
-        watch.of.fold_predictions(times, said_of(features), np.zeros(ROWS, dtype=np.bool_), features)
-        watch.of.fold_records({"events": ROWS, "readings": 10}, 0)
-        tick = watch.close()
-
-    assert (tick.examples, tick.log_loss, tick.excess, tick.losses) == (0, None, None, {})
-    assert {key for _, key, _ in watch.story()} == {"quality/fresh/outcomes"}
-
-
-def test_a_silent_app_goes_on_ticking() -> None:
-    watch = Watch()
-    watch.days(30)
-    ticks = [watch.close() for _ in range(5)]
-
-    assert [tick.events for tick in ticks] == [0] * 5
-    assert "quality/volume" in {key for _, key, _ in watch.story()}
 
 
 # The learner ------------------------------------------------------------------------------------------------------
@@ -694,72 +367,3 @@ def test_the_log_of_that_law_has_rollouts_changes_of_champion_and_shifts() -> No
     assert [tick.champion for tick in WHOLE] == [INITIAL, INITIAL, "v1", "v1", "v1", "v1"]
     assert [tick.rollout is not None for tick in WHOLE] == [False, True, True, True, False, False]
     assert any(tick.shifts for tick in WHOLE)
-
-
-# Windows ----------------------------------------------------------------------------------------------------------
-
-
-def test_expected_losses_are_entropies_and_finite_at_the_ends() -> None:
-    units = expected_loss_units(np.array([0.0, 0.5, 1.0]))
-    assert (units * LOSS_UNIT).tolist() == pytest.approx([0, np.log(2), 0], abs=1e-9)
-
-
-def test_a_window_forgets_the_ticks_before_it() -> None:
-    window = LossWindow(CATEGORIES, 2)
-    for said in (0.1, 0.5, 0.5):
-        window.add(an_example_batch(EXAMPLES_MIN // 2, blend=np.full(EXAMPLES_MIN // 2, said)))
-        window.close_tick()
-
-    assert window.examples == EXAMPLES_MIN and window.is_judged
-    assert window.losses["blend"] == pytest.approx(np.log(2))
-    window.close_tick()
-    assert not window.is_judged and window.gaps == {}
-
-
-def test_a_gap_compares_the_same_examples_only() -> None:
-    window = LossWindow(CATEGORIES, 1)
-    rows = 2 * EXAMPLES_MIN
-    is_late = np.arange(rows) >= EXAMPLES_MIN
-    # The booster came when the days had become easy: on its rows the blend is as good.
-    window.add(an_example_batch(rows, blend=np.where(is_late, 0.2, 0.7), booster=np.where(is_late, 0.2, np.nan)))
-    window.close_tick()
-
-    assert window.losses["blend"] > window.losses["booster"]
-    assert window.gaps["booster"] == 0.0
-
-    window.add(an_example_batch(rows, booster=np.where(np.arange(rows) > EXAMPLES_MIN, 0.5, np.nan)))
-    window.close_tick()
-    assert set(window.gaps) == {"learner", "base_rate"}
-
-
-def test_values_of_a_category_behind_the_first_ones_are_one_rest() -> None:
-    window = LossWindow(CATEGORIES, 1)
-    rows = 60_000
-    shops = tuple(f"s{at % 1_000}" for at in range(rows))
-    features = FeatureBatch(np.zeros((rows, 2), dtype=np.float32), (shops,))
-    window.add(an_example_batch(rows, features=features, blend=np.full(rows, 0.9)))
-    easy = FeatureBatch(np.zeros((100, 2), dtype=np.float32), (("s1",) * 100,))
-    window.add(an_example_batch(100, features=easy, blend=np.full(100, 0.3)))  # better than it expects
-    window.close_tick()
-
-    slices = window.worst_slices(count=1_000, rows_min=50)
-    assert len(slices) == 256 and slices[0][0] == "shop=s0"
-    assert slices[0][1] == pytest.approx(-np.log(0.1) + 0.9 * np.log(0.9) + 0.1 * np.log(0.1), abs=1e-6)
-    assert [name for name, _ in window.worst_slices(count=3, rows_min=61)] == ["shop=s1"]
-
-    window.add(an_example_batch(100, features=easy, blend=np.full(100, 0.3)))
-    window.close_tick()
-    assert window.worst_slices(count=3, rows_min=50) == ()
-
-
-def test_the_guard_needs_enough_examples_of_all_three() -> None:
-    guard = LearnerGuard(2)
-    bad = {"learner": np.full(400, 0.9)}
-    for known in (True, False):
-        guard.add(an_example_batch(400, **bad, booster=np.full(400, 0.5 if known else np.nan)))
-        verdict = guard.close_tick()
-    assert not verdict.is_bad
-    guard.add(an_example_batch(400, **bad, offset=np.arange(7, 407)))
-    guard.close_tick()
-    guard.add(an_example_batch(400, **bad, offset=np.arange(500, 900)))
-    assert guard.close_tick() == (True, 7)
