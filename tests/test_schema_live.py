@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from registry_server import RegistryServer
 from shop import a_shop
-from test_wire import body_of
+from wire_samples import body_of
 
 from tidemill.io.schema_cache import confluent_header
 

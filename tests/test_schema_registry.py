@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from registry_server import RegistryServer
-from test_wire import EVENT, FakeMessage, Records, an_app, an_event, body_of, event_topic, framed
+from wire_samples import EVENT, FakeMessage, Records, an_app, an_event, body_of, event_topic, framed
 
 from tidemill.apps.cli import run
 from tidemill.apps.schema_lookup import open_schemas
