@@ -11,6 +11,8 @@ import pytest
 
 from tidemill.io.embedded import Servers, start_servers
 
+pytest.register_assert_rewrite("tests.streams_in_memory")  # balances that do not close show both sides
+
 _app_numbers = itertools.count()
 
 

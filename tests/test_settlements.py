@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, kafka_in_memory, row_states
-from tests.test_pipeline import LAW, app_of, assert_balances_close, streams
+from tests.streams_in_memory import LAW, app_of, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
 from tidemill.core.settlements import Decided, Settlements
