@@ -1,4 +1,4 @@
-"""Run workers on a stream to its end, and judge what they left: shared by the rows of store and data.
+"""Run workers on a stream to its end, and judge what they left: shared by the rows of store, data and positions.
 
 In: a stream (`campaign.stream.Stream` or `orders.Orders`). Out: how long things took, and a `Verdict`. Invariant: the
 verdict comes from the topics and from fresh models; nothing is believed because a worker said so.
@@ -25,6 +25,7 @@ from tests.campaign.judging import (
 from tests.campaign.processes import WorkerProcess, ended_at_exit
 from tests.campaign.stream import Stream, applied, committed
 from tests.faults.orders import Orders
+from tests.faults.row import RowResult
 from tests.verify import Report, verify
 from tidemill.core.records import Mark, Partition
 from tidemill.errors import UnavailableError
@@ -58,6 +59,11 @@ class Verdict:
     def expect(self, is_so: bool, otherwise: str) -> None:
         if not is_so:
             self.wrong.append(otherwise)
+
+
+def workers_of(seed: int) -> int:
+    """Odd seeds have one worker, whose features the verifier recomputes; even ones have two, which race."""
+    return 1 if seed % 2 else 2
 
 
 @contextmanager
@@ -147,6 +153,10 @@ def judge(
         found.expect(found.feature_digest == undisturbed, f"D1: {found.feature_digest}, undisturbed {undisturbed}")
     _judge_scores(site, workers, found)
     return found
+
+
+def result_of(found: Verdict, injected: int, note: str, recovered_s: float | None = None) -> RowResult:
+    return RowResult(injected, recovered_s, found.missing, found.duplicated, found.text, note)
 
 
 def digest_of_undisturbed(site: Site) -> str:
