@@ -4,6 +4,6 @@ In: numbers of rows, seeds. Out: a table. Invariant: a row has an app, topics, k
 means the same alone and after any other.
 
 `row` says what a row is and combines its seeds, `stage` gives it servers, workers, a stream and a judge, `proxy` stands
-between workers and a server; `rows_processes`, `rows_network`, `rows_store`, `rows_data`, `rows_positions` hold the
-rows.
+between workers and a server; `rows_deaths`, `rows_groups`, `rows_network`, `rows_store`, `rows_data`, `rows_positions`
+hold the rows.
 """

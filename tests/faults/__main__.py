@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.faults.row import Played, Row, failed, table
 from tests.faults.stage import House
 
-MODULES = ("rows_processes", "rows_network", "rows_store", "rows_data", "rows_positions")
+MODULES = ("rows_deaths", "rows_groups", "rows_network", "rows_store", "rows_data", "rows_positions")
 
 
 def all_rows() -> dict[int, Row]:

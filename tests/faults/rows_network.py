@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import date
 
 import redis
 
@@ -17,9 +16,8 @@ from tests.campaign.campaign import RESTART_BUDGET_S
 from tests.campaign.stream import applied
 from tests.faults.proxy import END_TXN, TXN_OFFSET_COMMIT, CutError
 from tests.faults.row import Row, RowResult
-from tests.faults.stage import Stage
+from tests.faults.stage import FOUR_DAYS, Stage
 
-DAYS = date(2013, 1, 4)  # some 6,000 records
 DELAY_S = 0.02  # of each piece in either direction: a request takes 40 ms more
 CUT_S = 3.0
 NETWORK_BUDGET_S = 30.0  # a cut of both ends: the client's backoff, a new claim, maybe a rebalance
@@ -56,7 +54,7 @@ def _cut() -> None:
 def broken_connections(stage: Stage, seed: int) -> RowResult:
     """Slow for a while; cut for 3 s; reset before and after a commit reached the broker, and whatever the store was
     about to answer: results are unknown."""
-    stream = stage.stream(until=DAYS, batch_records=50)
+    stream = stage.stream(until=FOUR_DAYS, batch_records=50)
     with stage.proxy("kafka") as proxy, stage.proxy("valkey") as store_proxy:
         site = stage.site_of(stream.config, kafka=proxy, valkey=store_proxy)
         workers = [stage.worker(site, slot) for slot in range(1 + seed % 2)]
@@ -105,7 +103,7 @@ def broken_connections(stage: Stage, seed: int) -> RowResult:
 
 def late_coordinator(stage: Stage, seed: int) -> RowResult:
     """EndTxn, or its answer, is held: for some seconds, and for longer than the transaction's time-out."""
-    stream = stage.stream(until=DAYS, batch_records=100)
+    stream = stage.stream(until=FOUR_DAYS, batch_records=100)
     with stage.proxy("kafka") as proxy:
         site = stage.site_of(stream.config, kafka=proxy)
         workers = [stage.worker(site, slot) for slot in range(1 + seed % 2)]
@@ -133,7 +131,7 @@ def late_coordinator(stage: Stage, seed: int) -> RowResult:
 def slow_store(stage: Stage, seed: int) -> RowResult:
     """CLIENT PAUSE of 10 s: the workers wait, keep their partitions and go on. Even seeds: one dies in the pause, and
     its script may come when another one has claimed."""
-    stream = stage.stream(until=DAYS, batch_records=60)
+    stream = stage.stream(until=FOUR_DAYS, batch_records=60)
     workers = [stage.worker(stream, slot) for slot in range(2)]
     stage.wait_for_owners(stream.store, len(stream.partitions), *workers)
     stage.wait_for_record(stream, stage.chance.uniform(0.1, 0.4), *workers)
@@ -157,7 +155,7 @@ def slow_store(stage: Stage, seed: int) -> RowResult:
 
 def full_store(stage: Stage, seed: int) -> RowResult:
     """maxmemory is reached: commits fail as a whole; once there is room again, the workers go on by themselves."""
-    stream = stage.stream(until=DAYS, batch_records=60)
+    stream = stage.stream(until=FOUR_DAYS, batch_records=60)
     workers = [stage.worker(stream, slot) for slot in range(2)]
     stage.wait_for_record(stream, stage.chance.uniform(0.1, 0.4), *workers)
     with _valkey(stage) as client:

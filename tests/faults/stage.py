@@ -29,6 +29,7 @@ from tidemill.io.redis_store import RedisStore
 from tidemill.io.start_checks import is_free
 
 TWO_DAYS = date(2013, 1, 2)  # some 3,000 records
+FOUR_DAYS = date(2013, 1, 4)  # some 6,000
 TWO_WEEKS = date(2013, 1, 15)  # some 30,000
 DEADLINE_S = 90.0  # without any progress
 LOOK_S = 0.01
