@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from tests.simulation.broker import Broker, Transaction
 from tests.simulation.expected import Played, Rules, Source
 from tests.simulation.model import NOTHING, learn, probability
+from tests.simulation.steps import Batch, Slice, Step
 from tests.simulation.stream import Sent
 from tests.verify.avro import Decoder, read_schema
 from tidemill.core.records import Commit, Mark, Output, Partition
@@ -32,43 +33,6 @@ _DECODERS = {name: Decoder([read_schema(name)], is_finite_only=False) for name i
 
 class Violation(Exception):
     """An invariant does not hold."""
-
-
-class Slice(NamedTuple):
-    """Outputs of one partition that are applied and not published yet."""
-
-    serial: int
-    start: int
-    next: int
-    outputs: list[Output]
-
-
-@dataclass
-class Step:
-    """What a worker's pipeline made of a turn: which records in which order, and what is to be published."""
-
-    order: list[Source]
-    group_watermark: int
-    owned: frozenset[Partition]
-    worker: str
-    commit: Commit
-    outputs: Mapping[Partition, Sequence[Output]] = field(default_factory=dict)
-
-    @property
-    def is_live(self) -> bool:
-        return self.worker != "roll-forward"
-
-
-@dataclass
-class Batch:
-    """A batch as the store applied it; `ids`: whose rows it touched."""
-
-    serial: int
-    step: Step
-    spans: dict[Partition, tuple[int, int]]
-    ids: set[str]
-    served: dict[Source, dict[str, Any]]
-    parts: set[Partition]  # those that publish something
 
 
 class Oracle:

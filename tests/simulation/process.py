@@ -17,8 +17,8 @@ from tests.in_memory import Machinery
 from tests.simulation.broker import Metadata
 from tests.simulation.clients import SimulatedKafka, SimulatedReader, SimulatedStore, SimulatedWriter, read_topic
 from tests.simulation.model import DigestModel
-from tests.simulation.oracle import Step
 from tests.simulation.stage import Actor
+from tests.simulation.steps import Step
 from tests.simulation.stream import Bodies, a_stream, an_app
 from tests.simulation.world import Left, Result, World
 from tidemill.apps import claims, cycle, engine, folding, publishing, roll_forward, wholeness
