@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-from in_memory import HOUR_MS, Inputs, Message
+from in_memory import HOUR_MS
 from in_memory import a_shop as an_app
 
+from tests.memory_kafka import Inputs, Message
 from tidemill.apps.backtest_run import BacktestRun
 from tidemill.apps.boosters import train_for
 from tidemill.apps.models import booster_loader, registry_of, signing_key, store_place

@@ -12,9 +12,9 @@ import pytest
 from audited_past import APP, AuditedPast, MemoryLogs, edited
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from in_memory import Message
 from shop import a_shop
 
+from tests.memory_kafka import Message
 from tidemill.apps.audit import run_audit
 from tidemill.apps.audit_report import AuditReport, report_as_json, report_rows
 from tidemill.apps.cli import run as run_command

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from in_memory import HOUR_MS, Inputs
+from in_memory import HOUR_MS
 from in_memory import a_shop as an_app
 from test_backtest_run import FEW_TREES, Past, lanes_of
 
+from tests.memory_kafka import Inputs
 from tidemill.apps.backtest_loop import MemoryLoop
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec, RolloutSpec, TriggerSpec
 from tidemill.core.roles import INITIAL

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from in_memory import HOUR_MS, Inputs
+from in_memory import HOUR_MS
 from in_memory import a_shop as an_app
 
+from tests.memory_kafka import Inputs
 from tidemill.apps.backtest_run import BacktestRun
 from tidemill.apps.retraining import Promoted, Retraining, RetrainPlan, Shelf
 from tidemill.core.features import FeaturePlan

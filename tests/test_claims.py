@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.in_memory import App, Machinery, Worker, a_shop, kafka_in_memory, row_states
+from tests.in_memory import App, Machinery, Worker, a_shop, row_states
+from tests.memory_kafka import kafka_in_memory
 from tidemill.apps.publishing import is_published, offset_metadata
 from tidemill.core.ports import Applied, Conflict
 from tidemill.core.records import Commit, Output, Partition, Span

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop, kafka_in_memory, sum_of
+from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop, sum_of
+from tests.memory_kafka import kafka_in_memory
 from tidemill.core.ports import Applied, Conflict
 from tidemill.core.records import Commit, Mark, Outcome, Partition, Reads, StateView
 from tidemill.core.rows import RowState, unpack_row

@@ -11,8 +11,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from builders import a_category, a_count, a_field, a_group, a_latest, a_mean, a_spec
-from in_memory import HOUR_MS, App, Machinery, Worker, kafka_in_memory
+from in_memory import HOUR_MS, App, Machinery, Worker
 
+from tests.memory_kafka import kafka_in_memory
 from tidemill.apps.feature_fill import replay, with_new_entities
 from tidemill.apps.roll_forward import read_merged
 from tidemill.core.entities import MISSING_ENTITY

@@ -13,7 +13,8 @@ from typing import Any
 import fastavro
 import pytest
 
-from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop, kafka_in_memory, sum_of
+from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop, sum_of
+from tests.memory_kafka import kafka_in_memory
 from tests.streams_in_memory import EVENT, an_app
 from tidemill.core.records import Outcome, Partition
 from tidemill.core.rows import RowState, unpack_row

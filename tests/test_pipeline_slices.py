@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.in_memory import Worker, kafka_in_memory, sum_of
+from tests.in_memory import Worker, sum_of
+from tests.memory_kafka import kafka_in_memory
 from tests.streams_in_memory import EVENT, an_app
 from tidemill.core.records import Outcome, Partition
 from tidemill.io.slices import unpack_slice

@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from in_memory import App, Message, Worker, a_shop, kafka_in_memory
+from in_memory import App, Worker, a_shop
 from test_config import APP, error_of, write_app
 
+from tests.memory_kafka import Message, kafka_in_memory
 from tidemill.config import load_app
 from tidemill.core.records import Kind, Outcome, Partition, Span
 from tidemill.core.rules import broken_text, first_broken, is_broken

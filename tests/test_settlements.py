@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, kafka_in_memory, row_states
+from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, row_states
+from tests.memory_kafka import kafka_in_memory
 from tests.streams_in_memory import LAW, app_of, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row

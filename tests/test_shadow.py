@@ -18,7 +18,8 @@ from tests.folded_log import (
     command,
     examples,
 )
-from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop, kafka_in_memory
+from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop
+from tests.memory_kafka import kafka_in_memory
 from tidemill.core.blend import blend
 from tidemill.core.examples import chosen, joined, rows
 from tidemill.core.loop_spec import RetrainSpec, RolloutSpec

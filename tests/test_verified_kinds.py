@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.builders import a_topic
-from tests.in_memory import App, Worker, kafka_in_memory
+from tests.in_memory import App, Worker
+from tests.memory_kafka import kafka_in_memory
 from tests.verify import Report, judge, read_declared
 from tests.verify.log import Log, Record, TopicLog
 from tidemill.config import load_app

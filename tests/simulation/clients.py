@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from tests.in_memory import Message
+from tests.memory_kafka import Message
 from tests.simulation.broker import Metadata
 from tests.simulation.world import World
 from tidemill.core.ports import Applied, Conflict

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from tests.in_memory import Message
+from tests.memory_kafka import Message
 from tests.simulation.broker import Broker
 from tests.simulation.faults import STORE_FAULTS, Fault, a_plan
 from tests.simulation.oracle import Oracle, Violation
