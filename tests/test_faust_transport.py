@@ -96,7 +96,13 @@ def test_batches_are_in_the_order_of_time_over_all_partitions(
 
     async def run() -> TransportWorker:
         async with TransportWorker(
-            clients, (events.spec, labels.spec), group=app_name, name="a", folder=tmp_path, output_topic=output
+            clients,
+            (events.spec, labels.spec),
+            group=app_name,
+            name="a",
+            folder=tmp_path,
+            output_topic=output,
+            max_idle_s=20.0,  # a busy machine may take long to deliver a partition, and is waited for
         ) as worker:
             await worker.until(lambda: worker.record_count == 8_000)
             assert worker.consumer.polling.out_of_order == 0

@@ -229,6 +229,21 @@ def test_servers_that_answer_leave_what_the_worker_knows_itself(servers: Servers
     )
 
 
+def test_an_answer_of_a_moment_ago_is_not_taken_for_the_cause(servers: Servers, app_name: str):
+    clients = kafka.client_settings(servers.bootstrap_servers)
+    kafka.ensure_topics(clients, {app_name: 1}, {})
+    causes = Causes(clients, servers.redis_url)
+    assert causes.hidden([Partition(app_name, 0)]) == {}
+    foreign = Producer({**clients, "transactional.id": app_name})
+    foreign.init_transactions(30)
+    foreign.begin_transaction()
+    foreign.produce(app_name, b"not committed")
+    foreign.flush()
+    cause = causes.find(Waiting(is_busy=False, thread=0), [Partition(app_name, 0)])
+    foreign.abort_transaction(30)
+    assert cause.startswith(f"a transaction that is still open hides {app_name}[0] from offset 0 to 1")
+
+
 def test_both_servers_may_be_silent(unused_port: int):
     causes = Causes(kafka.client_settings(f"127.0.0.1:{unused_port}"), f"redis://127.0.0.1:{unused_port}/0")
     said = causes.find(Waiting(is_busy=True, thread=0), [])

@@ -35,6 +35,7 @@ class TransportWorker:
         batch_records: int = 500,
         is_bounded: bool = False,
         seconds_per_batch: float = 0.0,
+        max_idle_s: float = 0.5,
     ) -> None:
         self.topics = topics
         self.client_settings = clients
@@ -44,7 +45,7 @@ class TransportWorker:
         self.batch_span_ms = None
         self.barrier_ms = None
         self.is_bounded = is_bounded
-        self.max_idle_s = 0.5
+        self.max_idle_s = max_idle_s
         self.data_folder = folder
         self.seconds_per_batch = seconds_per_batch
         self.starts: dict[Partition, int] = {}  # instead of what the group committed

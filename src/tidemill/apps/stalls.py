@@ -77,6 +77,7 @@ class Causes:
             return f"broker and store answer, and the compute thread is blocked in {where(waiting.thread)}"
         if waiting.group_limit is not None:
             return f"a slower worker holds back the group (limit {waiting.group_limit})"
+        self._asked_at = -ASK_EVERY_S  # what was hidden a while ago may be the answer to another question
         for partition, (start, end) in self.hidden(partitions).items():
             return (
                 f"a transaction that is still open hides {partition} from offset {start} to {end}; end its producer, "

@@ -99,7 +99,8 @@ def is_answering(settings: Mapping[str, Any], timeout_s: float) -> bool:
 def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config: Mapping[str, str]) -> list[str]:
     """Create the topics that are missing, with these partition counts; the names that were created.
 
-    A broker that starts or stood still may answer and yet know of no controller: then another client asks anew.
+    They can be seen by every client then. A broker that starts or stood still may answer and yet know of no controller:
+    then another client asks anew.
     """
     created: list[str] = []
     deadline = time.monotonic() + CREATE_DEADLINE_S
@@ -113,14 +114,18 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
                 for name, count in topics.items()
                 if name not in found
             ]
-            answers = admin.create_topics(wanted, request_timeout=CREATE_ATTEMPT_S) if wanted else {}
+            if not wanted:
+                return created
+            answers = admin.create_topics(wanted, request_timeout=CREATE_ATTEMPT_S)
             errors = {name: future.exception() for name, future in answers.items()}
             created += [name for name, error in errors.items() if error is None]
             failed = [error for error in errors.values() if error and not _is_about(error, _EXISTS)]
-            if not failed:
-                return created
-            if not _is_about(failed[0], KafkaError._TIMED_OUT) or time.monotonic() > deadline:
+            is_late = time.monotonic() > deadline
+            if failed and (is_late or not _is_about(failed[0], KafkaError._TIMED_OUT)):
                 raise failed[0]
+            if is_late:  # they exist, and this user may not see them: whoever needs them says so
+                return created
+            time.sleep(NOT_YET_RETRY_S)
 
 
 def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, int]:
