@@ -169,7 +169,8 @@ def test_reset_follows_the_store_up_to_what_the_log_proves() -> None:
     found = ClaimedPartition(30, 10, ((10, 20, first), (20, 30, second)))
 
     def where(*published: bytes) -> tuple[int, str]:
-        return follow(found, incarnation="i", published=frozenset(published), commits_topic="app.commits.v1")
+        end = max((20, 30)[values == b"c2"] for values in published) if published else 10
+        return follow(found, incarnation="i", published=frozenset(published), end=end, commits_topic="app.commits.v1")
 
     assert where() == (10, "i")
     assert where(b"c1") == (20, "i")
@@ -180,11 +181,17 @@ def test_reset_knows_a_published_slice_that_moves_no_offset() -> None:
     packed = a_slice(b"c3")
     found = ClaimedPartition(30, 30, ((30, 30, packed),))
 
-    assert follow(found, incarnation="i", published=frozenset({b"c3"}), commits_topic="app.commits.v1") == (
+    assert follow(found, incarnation="i", published=frozenset({b"c3"}), end=30, commits_topic="app.commits.v1") == (
         30,
         offset_metadata("i", 30, 30, packed),
     )
-    assert follow(found, incarnation="i", published=frozenset(), commits_topic="app.commits.v1") == (30, "i")
+    assert follow(found, incarnation="i", published=frozenset(), end=30, commits_topic="app.commits.v1") == (30, "i")
+
+
+def test_reset_does_not_publish_again_what_a_store_has_lost() -> None:
+    """It stands at 30, and outputs up to 45 are in Kafka: the worker goes forward to there without outputs."""
+    found = ClaimedPartition(30, 30)
+    assert follow(found, incarnation="i", published=frozenset(), end=45, commits_topic="app.commits.v1") == (45, "i")
 
 
 class Letter:

@@ -240,6 +240,27 @@ def test_a_store_that_holds_anything_is_not_restored(app: App) -> None:
         app.cut().begin_restore()
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_nobody_builds_on_what_a_stop_on_the_way_left(app: App, is_new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emptying was stopped: state without positions would be counted twice by whoever applies the log again."""
+    chance = random.Random(3)
+    for _ in range(5):
+        app.commit(chance)
+    monkeypatch.setattr(redis_store, "LIFETIME_MS", 150)
+    app.store._empty("begin", "stopped")
+    app.store._empty("delete", "stopped", *app.client.scan_iter(f"tm:{{{app.name}}}:p:*"))
+    assert app.store.row_counts()
+    with pytest.raises(UnavailableError, match="TM-4108"):
+        app.worker("1").claim([A], may_create=is_new)
+    time.sleep(0.2)
+    worker = app.worker("1")
+    if not is_new:
+        assert worker.claim([A], may_create=False).incarnation is None
+        worker.open_rebuild("other")
+    assert worker.claim([A], may_create=is_new).partitions[A].applied is None
+    assert worker.row_counts() == {} and not list(app.client.scan_iter(f"tm:{{{app.name}}}:[su]*"))
+
+
 def test_nobody_claims_a_store_that_is_half_restored(app: App) -> None:
     chance = random.Random(3)
     app.commit(chance)
@@ -269,7 +290,7 @@ def test_nobody_claims_a_store_that_is_half_restored(app: App) -> None:
 def test_guards_of_the_restore_are_needed(app: App, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     """Each of the tests above turns red without the guard in the script."""
     intact = redis_store.load_script
-    name = "cut" if script == "cut" else "restoring"
+    name = {"cut": "cut", "restore": "restoring"}.get(script, "unfinished")
     source, cuts = re.subn(rf"-- guard: {name}\n.*?-- end guard\n", "", intact(script), flags=re.DOTALL)
     assert cuts == 1
     for module in (redis_store, cut_store):
@@ -341,10 +362,16 @@ def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(tmp_path: Path
 
 
 def test_a_snapshot_fits_the_group_whose_log_it_was_cut_from() -> None:
-    snapshot = a_snapshot("1")
-    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}) is None
-    assert unfit(snapshot, "digest", {A: (4, "inc/mark"), B: (None, "")}) is None
-    assert "configuration" in str(unfit(snapshot, "other", {A: (7, "inc")}))
-    assert "the group's offsets are of another" in str(unfit(snapshot, "digest", {A: (7, "another")}))
-    assert "moved back" in str(unfit(snapshot, "digest", {A: (3, "inc")}))
-    assert unfit(a_snapshot("1", slices={"4": b"unsent"}), "digest", {A: (3, "inc")}) is None
+    snapshot, starts = a_snapshot("1"), {A: 0, B: 0}
+    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, starts) is None
+    assert unfit(snapshot, "digest", {A: (4, "inc/mark"), B: (None, "")}, starts) is None
+    assert "configuration" in str(unfit(snapshot, "other", {A: (7, "inc")}, starts))
+    assert "the group's offsets are of another" in str(unfit(snapshot, "digest", {A: (7, "another")}, starts))
+    assert "moved back" in str(unfit(snapshot, "digest", {A: (3, "inc")}, starts))
+    assert unfit(a_snapshot("1", slices={"4": b"unsent"}), "digest", {A: (3, "inc")}, starts) is None
+    # A log that was cut behind the snapshot cannot lead on from it, where the group went on.
+    applied = 4
+    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied, B: 9}) is None
+    assert "begins at 5" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied + 1, B: 9}))
+    assert unfit(snapshot, "digest", {A: (applied, "inc")}, {A: applied + 1}) is None
+    assert "stands at 0 of labels[0]" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (3, "inc")}, {A: 0, B: 2}))

@@ -31,6 +31,7 @@ from tidemill.io.fill_store import FillStore
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
 from tidemill.io.slices import unpack_slice
+from tidemill.io.wire import decode
 
 Target = Literal["applied", "committed", "earliest"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -87,9 +88,10 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
         if is_dry_run:
             applied = {p: mark.applied for p, mark in store.marks().items() if mark.applied >= 0}
             _need_progress(applied, settings.app.name)
+            _, ends = _commit_records(clients, commits_topic(settings.app.name))
+            reached = {p: max(at, ends.get(p, 0)) for p, at in sorted(applied.items())}
             return [
-                Move(p, committed[p], max(at, log_starts[p]), max(0, log_starts[p] - at))
-                for p, at in sorted(applied.items())
+                Move(p, committed[p], max(at, log_starts[p]), max(0, log_starts[p] - at)) for p, at in reached.items()
             ]
         return _follow_store(clients, settings.app.name, store, partitions, committed, log_starts)
     finally:
@@ -137,7 +139,7 @@ def refuse_living_members(count: int, group: str) -> None:
 
 
 def follow(
-    found: ClaimedPartition, *, incarnation: str, published: frozenset[bytes], commits_topic: str
+    found: ClaimedPartition, *, incarnation: str, published: frozenset[bytes], end: int, commits_topic: str
 ) -> tuple[int, str]:
     """The offset and metadata that the group must have for the next worker to go on exactly once.
 
@@ -145,6 +147,8 @@ def follow(
         found: what the store holds of one partition; `applied` is known.
         published: the values of the commits log: a slice whose record is among them is in Kafka with all its outputs,
             for they were written in one transaction.
+        end: how far the commits log says that the partition's outputs are published. A store that stands before it has
+            lost its last commits: the worker applies them again and publishes nothing.
     """
     assert found.applied is not None
     offset, metadata = found.slices[0][0] if found.slices else found.applied, incarnation
@@ -154,7 +158,7 @@ def follow(
         if outputs and not (records and records <= published):
             break
         offset, metadata = next_, offset_metadata(incarnation, start, next_, packed)
-    return offset, metadata
+    return (end, incarnation) if end > found.applied else (offset, metadata)
 
 
 def _follow_store(
@@ -171,12 +175,13 @@ def _follow_store(
     known = {p: found for p, found in view.partitions.items() if found.applied is not None}
     _need_progress(known, app)
     assert view.incarnation is not None
-    published: frozenset[bytes] = frozenset()
-    if any(found.slices for found in known.values()):
-        published = frozenset(m.value() or b"" for found in read_topic(clients, commits) for m in found)
+    published, ends = _commit_records(clients, commits)
     moves = []
     for partition, found in sorted(known.items()):
-        offset, metadata = follow(found, incarnation=view.incarnation, published=published, commits_topic=commits)
+        end = ends.get(partition, 0)
+        offset, metadata = follow(
+            found, incarnation=view.incarnation, published=published, end=end, commits_topic=commits
+        )
         lost = 0
         if offset == found.applied and log_starts[partition] > offset:
             lost, offset, metadata = log_starts[partition] - offset, log_starts[partition], view.incarnation
@@ -185,6 +190,19 @@ def _follow_store(
         moves.append(Move(partition, committed[partition], offset, lost))
     store.release(partitions)
     return moves
+
+
+def _commit_records(clients: Mapping[str, Any], topic: str) -> tuple[frozenset[bytes], dict[Partition, int]]:
+    """The values of the commits log, and how far it says that the outputs of each partition are published."""
+    values: set[bytes] = set()
+    ends: dict[Partition, int] = {}
+    for messages in read_topic(clients, topic):
+        found = [message.value() or b"" for message in messages]
+        values.update(found)
+        for row in decode("commit.v1", found).select(["topic", "partition", "next"]).to_pylist():
+            partition = Partition(row["topic"], row["partition"])
+            ends[partition] = max(row["next"], ends.get(partition, 0))
+    return frozenset(values), ends
 
 
 def _need_log(

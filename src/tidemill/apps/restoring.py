@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from tidemill.core.rows import partition_of, unpack_row
 from tidemill.core.spec import AppSpec
 from tidemill.core.topic_names import commits_topic
 from tidemill.errors import StateLostError
+from tidemill.io import kafka
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_topic_from
 from tidemill.io.slices import unpack_slice
@@ -60,12 +61,18 @@ class NewestSnapshot:
         return True
 
 
-def unfit(snapshot: StoreSnapshot, digest: str, committed: Mapping[Partition, tuple[int | None, str]]) -> str | None:
+def unfit(
+    snapshot: StoreSnapshot,
+    digest: str,
+    committed: Mapping[Partition, tuple[int | None, str]],
+    log_starts: Mapping[Partition, int],
+) -> str | None:
     """Why the log cannot go on from this snapshot; None = it can.
 
     Args:
         digest: of the app's configuration.
         committed: the group's offsets with their metadata, of all partitions of the app.
+        log_starts: the first offset that each of them still holds.
     """
     if snapshot.head.config_digest != digest:
         return f"it is of configuration {snapshot.head.config_digest}, the app's is {digest}"
@@ -77,18 +84,25 @@ def unfit(snapshot: StoreSnapshot, digest: str, committed: Mapping[Partition, tu
         applied = applied_of(snapshot.head, partition)
         if applied is not None and applied > (at or 0) and not snapshot.head.partitions[partition].slices:
             return f"it stands at {applied} of {partition}, the group at {at}: the group's offsets were moved back"
+        if (applied or 0) < min(log_starts[partition], at or 0):
+            return f"it stands at {applied or 0} of {partition}, which begins at {log_starts[partition]} by now"
     return None
+
+
+def log_starts_of(settings: Settings, partitions: Iterable[Partition]) -> dict[Partition, int]:
+    """The first offset that each partition still holds."""
+    return {p: start for p, (start, _) in kafka.log_bounds(clients_of(settings), list(partitions)).items()}
 
 
 def newest_fit(
     settings: Settings, committed: Mapping[Partition, tuple[int | None, str]], report: Callable[[str], None]
 ) -> StoreSnapshot | None:
     """The newest whole snapshot from which the log can go on; those that are passed over are reported, with reasons."""
-    place = snapshots_of(settings)
+    place, log_starts = snapshots_of(settings), log_starts_of(settings, committed)
     for id_ in place.ids():
         try:
             snapshot = place.load(id_)
-            reason = unfit(snapshot, config_digest(settings.app), committed)
+            reason = unfit(snapshot, config_digest(settings.app), committed, log_starts)
             if reason is None:
                 place.check(snapshot)
                 return snapshot

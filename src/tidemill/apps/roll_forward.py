@@ -214,16 +214,19 @@ def read_merged(
         readers[partition].seek(start)
         merge.add_partition(index_of[partition.topic], partition.number, start)
     while True:
-        unfinished = set()
-        for partition, reader in readers.items():
-            place, end = (index_of[partition.topic], partition.number), ranges[partition][1]
-            if reader.position >= end:
-                continue
-            unfinished.add(place)
-            if merge.buffered(place) < READ_RECORDS_MAX:
+        unfinished = {
+            (index_of[partition.topic], partition.number): partition
+            for partition, reader in readers.items()
+            if reader.position < ranges[partition][1]
+        }
+        # The partition that keeps the merge from a batch is read on, however much of one time is buffered of it.
+        needed = merge.blocking(set(unfinished))
+        for place, partition in unfinished.items():
+            if merge.buffered(place) < READ_RECORDS_MAX or place == needed:
+                reader, end = readers[partition], ranges[partition][1]
                 messages = reader.read(until_offset=end, timeout_s=0.05, max_records=READ_RECORDS_MAX)
                 merge.offer(*place, [offered(message, message.offset()) for message in messages])
-        cut = merge.take(spec.batch_records, limit=None, lagging=unfinished)
+        cut = merge.take(spec.batch_records, limit=None, lagging=set(unfinished))
         if cut is not None:
             records = records_of(cut)
             faults: dict[int, Fault] = {}

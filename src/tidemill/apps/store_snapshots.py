@@ -16,7 +16,7 @@ from typing import Any
 from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.reset import refuse_living_members
-from tidemill.apps.restoring import ROW, applied_of, newest_fit, put_back, snapshots_of, unfit
+from tidemill.apps.restoring import ROW, applied_of, log_starts_of, newest_fit, put_back, snapshots_of, unfit
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Partition
 from tidemill.core.rows import RowState, partition_of, unpack_row
@@ -94,7 +94,8 @@ def restore_snapshot(
             )
     else:
         snapshot = snapshots_of(settings).load(id_)
-        if reason := unfit(snapshot, config_digest(settings.app), committed):
+        log_starts = log_starts_of(settings, committed)
+        if reason := unfit(snapshot, config_digest(settings.app), committed, log_starts):
             raise StateLostError("TM-4116", f"snapshot {id_} does not fit: {reason}; nothing was changed")
         snapshots_of(settings).check(snapshot)
     began = time.monotonic()

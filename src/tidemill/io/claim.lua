@@ -10,12 +10,12 @@ if digest and digest ~= ARGV[2] then
   return {'other configuration', digest}
 end
 -- end guard
--- guard: restoring
-if redis.call('EXISTS', prefix .. 'restoring') == 1 then
-  return {'restoring'}
+local incarnation = redis.call('GET', prefix .. 'incarnation')
+-- guard: unfinished
+if not incarnation and redis.call('EXISTS', prefix .. 'unfinished') == 1 then
+  return {'unfinished'} -- somebody empties or restores it, or was stopped on the way
 end
 -- end guard
-local incarnation = redis.call('GET', prefix .. 'incarnation')
 if not incarnation and ARGV[3] == '' then
   return {'lost'}
 end

@@ -18,10 +18,9 @@ from tidemill.core.records import Due, Partition
 from tidemill.errors import FencedError, StateLostError, UnavailableError
 from tidemill.io.commit_arguments import Argument, parse_partition, partition_name
 from tidemill.io.redis_connection import RedisConnection
-from tidemill.io.redis_store import load_script
+from tidemill.io.redis_store import LIFETIME_MS, held_keys, load_script
 from tidemill.io.store_answers import being_restored, store_not_empty
 
-LIFETIME_MS = 60_000  # without a sign of life for so long, who copied or restored is taken for dead
 PAGE_KEYS = 1_000  # per script: 1 MB of 1 kB values, about a millisecond of the server
 KINDS = (b"s:", b"r:")  # state and rows; everything else is in the head or follows from these
 
@@ -163,7 +162,7 @@ class CutStore:
                 )
             raise store_not_empty(self._app, parse_partition(answer[1]))
         for keys in self._connection.scan(f"{self._prefix}*"):
-            left = [key for key in keys if key != f"{self._prefix}restoring".encode()]
+            left = [key for key in keys if key not in held_keys(self._prefix)]
             for first in range(0, len(left), PAGE_KEYS):
                 self._run("restore", "delete", *left[first : first + PAGE_KEYS])
 

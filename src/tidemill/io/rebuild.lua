@@ -6,9 +6,9 @@ local incarnation = redis.call('GET', prefix .. 'incarnation')
 if incarnation then
   return {'open', incarnation}
 end
--- guard: restoring
-if redis.call('EXISTS', prefix .. 'restoring') == 1 then
-  return {'restoring'}
+-- guard: unfinished
+if redis.call('EXISTS', prefix .. 'unfinished') == 1 then
+  return {'unfinished'}
 end
 -- end guard
 for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'partitions')) do

@@ -43,10 +43,11 @@ from tidemill.io.store_answers import (
     store_not_empty,
 )
 
-__all__ = ["ClaimView", "ClaimedPartition", "RedisStore", "load_script"]
+__all__ = ["ClaimView", "ClaimedPartition", "RedisStore", "held_keys", "load_script"]
 
 VERSION_MIN = (7, 0)  # the first one whose scripts state their flags, on which atomicity under maxmemory rests
-SCRIPT_NAMES = ("claim", "commit", "marks", "positions", "published", "rebuild", "release", "start", "touch")
+SCRIPT_NAMES = ("claim", "commit", "empty", "marks", "positions", "published", "rebuild", "release", "start", "touch")
+LIFETIME_MS = 60_000  # without a sign of life for so long, who copies, restores or empties is taken for dead
 UNCLAIMED = "unclaimed"  # before the first claim; equals no token and no incarnation
 
 
@@ -159,7 +160,7 @@ class RedisStore:
             may_create: nothing is committed in Kafka, so a store without incarnation is new rather than lost.
         Raises:
             ConfigError: TM-4104, the store belongs to workers of another configuration; nothing was claimed.
-            UnavailableError: no answer.
+            UnavailableError: TM-4108, somebody restores or empties it; no answer.
         """
         self._incarnation = None
         self._token = f"{self._owner_slot}:{self._random_hex(8)}"
@@ -167,10 +168,11 @@ class RedisStore:
         names = [partition_name(partition) for partition in partitions]
         stated = (self._config_digest, created, self._features)
         answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
+        if answer[0] == b"unfinished":
+            self.wipe()  # left by who was stopped; TM-4108 while somebody is at it
+            answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
         if answer[0] == b"other configuration":
             raise other_configuration(self._app, ours=self._config_digest, found=answer[1].decode())
-        if answer[0] == b"restoring":
-            raise being_restored(self._app)
         if answer[0] == b"lost":
             return lost_view(tuple(partitions))
         _, incarnation, lineage, found = answer
@@ -194,9 +196,11 @@ class RedisStore:
         Raises:
             StateLostError: TM-4105, positions are left, so only a part of the store is gone.
         """
-        answer = self._connection.run(self._script("rebuild", new_incarnation, *filter(None, earlier)))[0]
-        if answer[0] == b"restoring":
-            raise being_restored(self._app)
+        words = (new_incarnation, *filter(None, earlier))
+        answer = self._connection.run(self._script("rebuild", *words))[0]
+        if answer[0] == b"unfinished":
+            self.wipe()
+            answer = self._connection.run(self._script("rebuild", *words))[0]
         if answer[0] == b"not empty":
             raise store_not_empty(self._app, parse_partition(answer[1]))
         return str(answer[1].decode())
@@ -296,8 +300,8 @@ class RedisStore:
             raise StateLostError(
                 "TM-4140",
                 f"store at {address} has evicted {evicted - before} keys: state of {self._app} may have holes; set "
-                "`maxmemory-policy noeviction`, give it more memory, then delete all keys of the app "
-                f"({self._prefix}*): the worker rebuilds them from the log",
+                "`maxmemory-policy noeviction`, give it more memory, then stop all workers and run `tidemill reset "
+                "--to committed`: the log fills the store again",
             )
         policy = info["maxmemory_policy"]
         if policy != "noeviction":
@@ -308,9 +312,22 @@ class RedisStore:
             )
 
     def wipe(self) -> None:
-        """Delete every key of the app."""
+        """Delete every key of the app. Nobody can claim meanwhile; the next claim deletes what a stop on the way left.
+
+        Raises:
+            UnavailableError: TM-4108, somebody else restores or empties it, or we were silent for too long.
+        """
+        held, token = held_keys(self._prefix), self._random_hex(8)
+        self._empty("begin", token)
         for keys in self._connection.scan(f"{self._prefix}*"):
-            self._connection.run(("UNLINK", *keys))
+            if left := [key for key in keys if key not in held]:
+                self._empty("delete", token, *left)
+        self._empty("end", token)
+
+    def _empty(self, step: str, token: str, *keys: bytes) -> None:
+        answer = self._connection.run(self._script("empty", step, token, LIFETIME_MS, *keys))[0]
+        if answer[0] in (b"busy", b"interrupted"):
+            raise being_restored(self._app)
 
     def close(self) -> None:
         self._connection.close()
@@ -328,6 +345,11 @@ class RedisStore:
     def _fenced(self, script: str, *arguments: Argument) -> None:
         answer = self._connection.run(self._script(script, self._incarnation or UNCLAIMED, self._token, *arguments))[0]
         _raise_if_fenced(answer)
+
+
+def held_keys(prefix: str) -> frozenset[bytes]:
+    """What says that a store is being emptied or restored: the last to go."""
+    return frozenset({f"{prefix}restoring".encode(), f"{prefix}unfinished".encode()})
 
 
 def _raise_if_fenced(answer: Sequence[bytes]) -> None:

@@ -3,7 +3,7 @@
 -- replaced once its lifetime is over. ARGV: step, token of the restore, its lifetime in ms, then what the step takes.
 local prefix, step, token, lifetime = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local call = redis.call
-local restoring = prefix .. 'restoring'
+local restoring, unfinished = prefix .. 'restoring', prefix .. 'unfinished'
 if step == 'begin' then
   if call('EXISTS', restoring) == 1 then
     return {'busy'}
@@ -11,12 +11,14 @@ if step == 'begin' then
   if call('EXISTS', prefix .. 'incarnation') == 1 then
     return {'not empty', 'incarnation'}
   end
+  local is_left = call('EXISTS', unfinished) == 1 -- by who was stopped while he emptied or restored
   for _, name in ipairs(call('SMEMBERS', prefix .. 'partitions')) do
-    if call('HEXISTS', prefix .. 'p:' .. name, 'applied') == 1 then
+    if not is_left and call('HEXISTS', prefix .. 'p:' .. name, 'applied') == 1 then
       return {'not empty', name}
     end
   end
   call('SET', restoring, token, 'PX', lifetime)
+  call('SET', unfinished, '1')
   return {'begun'}
 end
 -- guard: restoring
@@ -61,6 +63,6 @@ else -- finish: incarnation, configuration, features, where the logs stood, numb
     call('SET', prefix .. 'features', ARGV[6])
   end
   call('SET', prefix .. 'restored', ARGV[7])
-  call('DEL', restoring)
+  call('DEL', unfinished, restoring)
 end
 return {'restored'}

@@ -75,12 +75,14 @@ def store_not_empty(app: str, partition: Partition) -> StateLostError:
     return StateLostError(
         "TM-4105",
         f"app {app}: the store has no incarnation but holds a position of {partition}: part of it was deleted, so a "
-        "rebuild would count records twice; restore the store from a backup, or empty it with `tidemill reset`",
+        "rebuild would count records twice; restore the store from a backup, or empty it with `tidemill reset --to "
+        "committed`",
     )
 
 
 def being_restored(app: str) -> UnavailableError:
     return UnavailableError(
         "TM-4108",
-        f"app {app}: the store is being restored from a snapshot; the worker claims again once it is whole",
+        f"app {app}: the store is being restored or emptied; a worker claims again once that is over, a command "
+        "is to be given again (if that process is dead, in a minute)",
     )
