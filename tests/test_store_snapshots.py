@@ -8,12 +8,14 @@ import re
 import struct
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from tidemill.apps import restoring
 from tidemill.apps.restoring import unfit
 from tidemill.core.records import Commit, Due, LatestDelta, PaneDelta, Partition, Span
 from tidemill.core.rows import Row, RowState, pack_row
@@ -359,6 +361,28 @@ def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(tmp_path: Path
     place.put_manifest(a_snapshot("1"))
     with pytest.raises(StateLostError, match="TM-4115 there is no snapshot 2; there is 1"):
         place.load("2")
+
+
+def test_a_store_that_lost_a_second_reads_the_logs_from_its_newest_snapshot_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = StoreSnapshots(tmp_path, "app")
+    place.put_manifest(a_snapshot("1", applied=4))
+    place.put_manifest(replace(a_snapshot("2", applied=8), log_ends={"log": (7, 7)}))
+    monkeypatch.setattr(restoring, "snapshots_of", lambda _settings: place)
+
+    class Store:
+        incarnation = "inc"
+
+        def restored(self) -> dict[str, Any]:
+            return {"log_ends": {"log": [0, 1]}, "partitions": []}
+
+    logs_stood = restoring.LogsStood(None, Store())  # type: ignore[arg-type]
+    assert logs_stood({A: (9, 12), B: (0, 3)}) == logs_stood({A: (8, 12)}) == {"log_ends": {"log": [7, 7]}}
+    assert logs_stood({A: (7, 12)}) == {"log_ends": {"log": [1, 2]}}
+    assert logs_stood({A: (3, 12)}) == Store().restored()
+    monkeypatch.setattr(Store, "incarnation", "another")
+    assert logs_stood({A: (9, 12)}) == Store().restored()
 
 
 def test_a_snapshot_fits_the_group_whose_log_it_was_cut_from() -> None:

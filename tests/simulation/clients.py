@@ -113,9 +113,6 @@ class SimulatedStore(MemoryStore):
         sender = self._as_sent()
         self._ask("release", lambda: sender.release(partitions))
 
-    def restored(self) -> Mapping[str, Any]:
-        return {}
-
     def _as_sent(self) -> MemoryStore:
         """A request as it leaves: with the claim of this moment, and done in one go where it arrives."""
         sent = MemoryStore.__new__(MemoryStore)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from tidemill.errors import StateLostError
 from tidemill.io import kafka
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_topic_from
+from tidemill.io.redis_store import RedisStore
 from tidemill.io.slices import unpack_slice
 from tidemill.io.store_snapshots import StoreSnapshot, StoreSnapshots
 
@@ -59,6 +60,32 @@ class NewestSnapshot:
         put_back(self._settings, snapshot, committed)
         self._report(f"restored in {time.monotonic() - began:.1f} s")
         return True
+
+
+class LogsStood:
+    """Where the logs of outputs stood before ranges were applied: whoever applies them again reads from there on.
+
+    A store that lost its last second would else read all that the app ever published.
+    """
+
+    def __init__(self, settings: Settings, store: RedisStore) -> None:
+        self._settings = settings
+        self._store = store
+
+    def __call__(self, ranges: Mapping[Partition, tuple[int, int]]) -> Mapping[str, Any]:
+        """As `RedisStore.restored`: of a snapshot of this store that is older than the ranges, or of the one from which
+        it was restored; empty = of none."""
+        place = snapshots_of(self._settings)
+        for id_ in place.ids():
+            try:
+                snapshot = place.load(id_)
+            except StateLostError:
+                continue  # a broken one; an older one will do
+            if snapshot.head.incarnation == self._store.incarnation and all(
+                (applied_of(snapshot.head, partition) or 0) <= start for partition, (start, _) in ranges.items()
+            ):
+                return {"log_ends": _as_lists(snapshot.log_ends)}
+        return self._store.restored()
 
 
 def unfit(
@@ -155,7 +182,7 @@ def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
     commits = commits_topic(spec.name)
     return {
         "snapshot": snapshot.id,
-        "log_ends": {topic: list(ends) for topic, ends in snapshot.log_ends.items()},
+        "log_ends": _as_lists(snapshot.log_ends),
         "partitions": [
             {
                 "topic": partition.topic,
@@ -172,6 +199,10 @@ def _origin(snapshot: StoreSnapshot, spec: AppSpec) -> dict[str, Any]:
             for partition, found in snapshot.head.partitions.items()
         ],
     }
+
+
+def _as_lists(log_ends: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {topic: list(ends) for topic, ends in log_ends.items()}
 
 
 def _published(clients: Mapping[str, Any], spec: AppSpec, snapshot: StoreSnapshot) -> frozenset[bytes]:

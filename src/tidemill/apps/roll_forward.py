@@ -65,9 +65,9 @@ class RollForward:
         decoder: InputDecoder,
         store: Store,
         report: Callable[[str], None],
-        restored: Callable[[], Mapping[str, Any]] = dict,
+        restored: Callable[[Mapping[Partition, tuple[int, int]]], Mapping[str, Any]] = lambda _ranges: {},
     ) -> None:
-        """`restored`: of which cut the store was restored (io/redis_store.py); empty = of none."""
+        """`restored`: from which cut on the ranges were applied (apps/restoring.py); empty = it is not known."""
         self._restored = restored
         self._client_settings = client_settings
         self._pipeline = pipeline
@@ -78,7 +78,7 @@ class RollForward:
     def run(self, ranges: Mapping[Partition, tuple[int, int]], owned: frozenset[Partition]) -> None:
         """Apply the records of every range [start, end), in merged order; settle the rows that were settled then."""
         began = time.monotonic()
-        restored = self._restored()
+        restored = self._restored(ranges)
         recorded = self._recorded(ranges, restored)
         served = self._published(ranges, restored, Labelled(self._examples(restored), recorded))
         settlements = Settlements(recorded)
