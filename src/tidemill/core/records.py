@@ -72,7 +72,7 @@ class Span(NamedTuple):
 
     start: int
     next: int
-    watermark: int  # largest event time seen in the partition up to `next`, capped (see core/merge.py); -1 = none yet
+    watermark: int  # largest Kafka timestamp or punctuation up to `next`, capped by nothing; -1 = none yet
     is_lagging: bool  # the partition held records at or after `next` when the batch was cut
 
 

@@ -26,8 +26,8 @@ class Message(Protocol):
 
 
 class SourceRecord(NamedTuple):
-    """One record of an input topic. `time`: event time in ms, the Kafka timestamp as capped by the merge;
-    `topic_index`: position in `AppSpec.topics`."""
+    """One record of an input topic. `time`: the Kafka timestamp in ms as it is, however far ahead, of a
+    punctuation the time that it tells; `topic_index`: position in `AppSpec.topics`."""
 
     time: int
     topic_index: int
