@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import fastavro
 import numpy as np
 import pytest
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
 
 from tidemill.apps import flights, flights_data
 from tidemill.apps.flights import Published, publish, run_producer
@@ -25,7 +25,7 @@ from tidemill.apps.flights_poison import HEADER, KINDS, LARGE_COUNT, Sample, mak
 from tidemill.config import load_app
 from tidemill.core.records import Kind
 from tidemill.core.spec import AppSpec
-from tidemill.errors import ConfigError, UnavailableError
+from tidemill.errors import ConfigError, RecordError, UnavailableError
 from tidemill.io import kafka_producer
 from tidemill.io.outputs import InputEncoder
 from tidemill.io.source import SourceRecord
@@ -246,7 +246,7 @@ class Sent(NamedTuple):
 class RecordingProducer:
     """Takes the place of librdkafka's: keeps records in order, is full now and then, fails on demand."""
 
-    error: str | None = None
+    error: KafkaError | None = None
 
     def __init__(self, settings: dict[str, object]) -> None:
         self.settings = settings
@@ -266,7 +266,7 @@ class RecordingProducer:
 
     def poll(self, timeout: float) -> int:
         if self.error:
-            self.settings["on_delivery"](self.error, None)
+            self.settings["on_delivery"](self.error, SimpleNamespace(topic=lambda: self.sent[-1].topic))
         return 0
 
     def flush(self) -> int:
@@ -391,9 +391,16 @@ def test_progress_is_told_at_each_punctuation_and_ends_at_the_total(recording):
 
 
 def test_a_record_that_kafka_refuses_ends_the_stream_with_an_error(recording, monkeypatch):
-    monkeypatch.setattr(RecordingProducer, "error", "Broker: Message size too large")
+    monkeypatch.setattr(RecordingProducer, "error", KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
 
-    with pytest.raises(UnavailableError, match=r"TM-3010.*Message size too large"):
+    with pytest.raises(UnavailableError, match=r"TM-3010.*MSG_SIZE_TOO_LARGE"):
+        sent_week()
+
+
+def test_records_that_kafka_finds_too_old_are_told_by_the_setting_that_refuses_them(recording, monkeypatch):
+    monkeypatch.setattr(RecordingProducer, "error", KafkaError(KafkaError.INVALID_TIMESTAMP))
+
+    with pytest.raises(RecordError, match=r"TM-2053.* topic flights\..*before\.max\.ms; raise it"):
         sent_week()
 
 

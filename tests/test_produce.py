@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from tidemill.apps.produce import PUNCTUATION_EVERY_MS, FilesPublished, Pace, pu
 from tidemill.core.spec import AppSpec, LabelSpec, TopicSpec
 from tidemill.errors import RecordError
 from tidemill.io import kafka_producer
+from tidemill.io.kafka import TIMESTAMP_AFTER_MAX
 from tidemill.io.partitioner import partitions_of
 from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER
 
@@ -49,6 +51,9 @@ class Clock:
     def monotonic(self) -> float:
         return self.now
 
+    def time(self) -> float:
+        return self.now
+
     def sleep(self, seconds: float) -> None:
         self.now += seconds
 
@@ -80,6 +85,7 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     RecordingProducer.sent, RecordingProducer.clock = [], Clock()
     monkeypatch.setattr(kafka_producer, "Producer", RecordingProducer)
     monkeypatch.setattr(produce, "ensure_topics", lambda *_: [])
+    monkeypatch.setattr(produce, "topic_settings", lambda _, topics: dict.fromkeys(topics))
     monkeypatch.setattr(produce, "clock", RecordingProducer.clock)
     yield
 
@@ -124,7 +130,8 @@ def test_punctuation_stands_behind_every_record_up_to_its_time_and_before_the_la
             assert all(other.time > time for other in sent[at:] if other.key is not None)
     end = 3 * every + 1 + HOUR + 5 + 1
     assert result.end_time == end
-    assert [one.time for one in punctuations] == [time for time in (every, 2 * every, 3 * every, end) for _ in range(5)]
+    told = [int(one.headers[PUNCTUATION_HEADER]) for one in punctuations]
+    assert told == [time for time in (every, 2 * every, 3 * every, end) for _ in range(5)]
     assert [END_HEADER in one.headers for one in punctuations] == [False] * 15 + [True] * 5
     assert result.punctuations == {"events": 12, "labels": 8}
 
@@ -139,6 +146,14 @@ def test_every_partition_learns_that_a_tick_is_over_before_anything_later_is_sen
         told = [at for at, one in enumerate(sent) if one.key is None and one.time == end]
         assert len(told) == 4
         assert all(one.time <= end for one in sent[: told[0]]) and all(one.time > end for one in sent[told[-1] + 1 :])
+
+
+def test_end_is_stamped_no_later_than_the_last_record_though_it_tells_of_days_ahead(tmp_path: Path):
+    result, sent = published(tmp_path, {"events": [5, 9]}, ends=True)
+
+    ends = [one for one in sent if END_HEADER in one.headers]
+    assert result.end_time == 9 + HOUR + 5 + 1
+    assert {(one.time, int(one.headers[PUNCTUATION_HEADER])) for one in ends} == {(9, result.end_time)}
 
 
 def test_topics_without_end_stay_open(tmp_path: Path):
@@ -164,3 +179,32 @@ def test_nothing_is_sent_of_files_with_a_bad_row(tmp_path: Path):
     with pytest.raises(RecordError, match=r"labels\.csv:3"):
         published(tmp_path, {"events": [1, 2], "labels": [4, 3]})
     assert not RecordingProducer.sent
+
+
+@pytest.mark.parametrize(("last", "is_refused"), [(100_000 + HOUR, False), (100_000 + HOUR + 1, True)])
+def test_nothing_is_sent_of_files_that_go_further_ahead_than_a_topic_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int, is_refused: bool
+):
+    limits = {TIMESTAMP_AFTER_MAX: str(HOUR)}
+    monkeypatch.setattr(produce, "topic_settings", lambda _, topics: dict.fromkeys(topics, limits))
+    with (
+        pytest.raises(RecordError, match=rf"TM-2053 .*topic labels .*{last} .*nothing was sent")
+        if is_refused
+        else nullcontext()
+    ):
+        published(tmp_path, {"events": [1, 2], "labels": [4, last]})
+    assert bool(RecordingProducer.sent) is not is_refused
+
+
+def test_a_broker_that_stamps_by_itself_takes_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    limits = {TIMESTAMP_AFTER_MAX: "0", "message.timestamp.type": "LogAppendTime"}
+    monkeypatch.setattr(produce, "topic_settings", lambda _, topics: dict.fromkeys(topics, limits))
+    published(tmp_path, {"events": [10**12]}, pace=Pace(records_per_s=2))
+    assert RecordingProducer.sent
+
+
+def test_a_file_that_is_played_as_fast_as_it_happens_may_reach_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    limits = {TIMESTAMP_AFTER_MAX: "0"}
+    monkeypatch.setattr(produce, "topic_settings", lambda _, topics: dict.fromkeys(topics, limits))
+    published(tmp_path, {"events": [100_000, 101_000]}, pace=Pace(speed=1))
+    assert RecordingProducer.sent

@@ -169,7 +169,8 @@ class Orders:
 
     def end_partitions(self, time_ms: int) -> None:
         """Nothing follows in any partition."""
-        self._sender.punctuate({f"{self.name}.{t}": n for t, n in self.partition_counts.items()}, time_ms, is_end=True)
+        partitions = {f"{self.name}.{t}": n for t, n in self.partition_counts.items()}
+        self._sender.punctuate(partitions, time_ms, stamp=time_ms, is_end=True)
         self._sender.flush()
         self.look_at_ends()
 

@@ -111,7 +111,7 @@ def _read_topic(topic: Topic, content: TopicLog, wanted: set[str], declared: Dec
         fields: dict[str, Any] | None = None
         verdict, time = GOOD, record.timestamp
         if _is_punctuation(record):
-            verdict = PUNCTUATION
+            verdict, time = PUNCTUATION, next(int(told) for name, told in record.headers if name == PUNCTUATION_HEADER)
         else:
             try:
                 fields = decode(_body(record))

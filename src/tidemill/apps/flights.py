@@ -19,20 +19,16 @@ import pyarrow as pa
 from tidemill.apps.flights_data import HOUR_MS, KINDS, Records, flight_records, merge_order
 from tidemill.apps.flights_faults import Fault, with_faults
 from tidemill.apps.flights_poison import POISON_AIRPORT, Poison, Sample, make_poison, poison_id
+from tidemill.apps.topics import INPUT_CONFIG
 from tidemill.core.spec import AppSpec, TopicSpec
 from tidemill.errors import ConfigError
-from tidemill.io.kafka import MESSAGE_BYTES_MAX, ensure_topics
+from tidemill.io.kafka import ensure_topics
 from tidemill.io.kafka_producer import EventProducer
 from tidemill.io.outputs import InputEncoder
 
 PUNCTUATION_EVERY_MS = 6 * HOUR_MS  # about 700 records: a reader that waits for a quiet partition never waits long
 CHUNK_RECORDS = 5_000  # encoded at once; the producer's callbacks are served between chunks
 POISON_COUNT = 200  # one in 5,000 records of the year
-
-TOPIC_SETTINGS = {
-    "retention.ms": "-1",  # Kafka deletes records stamped 2013 within minutes otherwise
-    "max.message.bytes": str(MESSAGE_BYTES_MAX),
-}
 
 
 class Progress(NamedTuple):
@@ -73,7 +69,7 @@ def run_producer(
 ) -> Published:
     """Create the app's input topics where they are missing, then publish; see `publish`."""
     admin_conf = {**(kafka or {}), "bootstrap.servers": bootstrap_servers}
-    ensure_topics(admin_conf, {topic.name: topic.partitions for topic in app.topics}, TOPIC_SETTINGS)
+    ensure_topics(admin_conf, {topic.name: topic.partitions for topic in app.topics}, INPUT_CONFIG)
     return publish(
         bootstrap_servers,
         app=app,
@@ -233,7 +229,7 @@ def _sample(partitions: int, topic: TopicSpec, records: Records, encoder: InputE
 
 def _send_extra(sender: EventProducer, extra: _Extra, partitions: Mapping[str, int]) -> None:
     if extra.poison is None:
-        sender.punctuate(partitions, extra.time, is_end=extra.is_end)
+        sender.punctuate(partitions, extra.time, stamp=extra.time, is_end=extra.is_end)
         return
     one = extra.poison
     sender.send(one.topic, one.partition, one.key, one.value, one.time, one.headers)

@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tidemill.apps.topics import TOPIC_CONFIG
+from tidemill.apps.topics import INPUT_CONFIG
 from tidemill.core.merge import RANKS
 from tidemill.core.spec import AppSpec, TopicSpec
 from tidemill.io.files import read_records
-from tidemill.io.kafka import client_settings, ensure_topics
-from tidemill.io.kafka_producer import EventProducer
+from tidemill.io.kafka import TIMESTAMP_AFTER_MAX, client_settings, ensure_topics, topic_settings
+from tidemill.io.kafka_producer import EventProducer, refused_stamps
 from tidemill.io.partitioner import partitions_of
 
 PUNCTUATION_EVERY_MS = 6 * 3_600_000  # a reader that waits for a quiet partition learns how far the others are
@@ -82,15 +82,18 @@ def publish_files(
     outcome is resolved.
 
     Raises:
-        ConfigError, RecordError: a file cannot be read, see `io.files`.
+        ConfigError, RecordError: a file cannot be read, see `io.files`; TM-2053 Kafka refuses times far ahead.
         UnavailableError: TM-3010 Kafka did not take records.
     """
     topics = [topic for topic in app.topics if topic.name in files]
+    last_times: dict[str, int] = {}
     for topic in topics:  # once without Kafka: a bad row must not leave half a file in a topic
-        for _ in read_records(topic, files[topic.name]):
-            pass
+        for chunk in read_records(topic, files[topic.name]):
+            last_times[topic.name] = int(chunk.time[-1])
     settings = client_settings(bootstrap_servers, kafka)
-    ensure_topics(settings, {topic.name: topic.partitions for topic in topics}, TOPIC_CONFIG)
+    ensure_topics(settings, {topic.name: topic.partitions for topic in topics}, INPUT_CONFIG)
+    if pace.speed is None:  # else a row may be as far ahead as it is sent later
+        _refuse_times_ahead(settings, last_times)
     sender = EventProducer(bootstrap_servers, kafka or {})
     partitions = {topic.name: sender.partition_count(topic.name) for topic in topics}
     counts: Counter[str] = Counter(dict.fromkeys(partitions, 0))
@@ -103,7 +106,7 @@ def publish_files(
             first = record.time
             next_punctuation = _next_punctuation(first - 1, tick_ms)
         while next_punctuation < record.time:
-            sender.punctuate(partitions, next_punctuation, is_end=False)
+            sender.punctuate(partitions, next_punctuation, stamp=next_punctuation, is_end=False)
             next_punctuation = _next_punctuation(next_punctuation, tick_ms)
         waiting.wait(sent, record.time)
         name = names[record.topic_index]
@@ -116,11 +119,23 @@ def publish_files(
                 on_progress(Progress(sent + 1, last))
     end = max(last, 0) + app.label.wait_ms + app.label.allowed_lateness_ms + 1 if ends else None
     if end is not None:
-        sender.punctuate(partitions, end, is_end=True)
+        # Behind the wait of the last event may be days from now; Kafka takes no stamp so far ahead.
+        sender.punctuate(partitions, end, stamp=max(last, 0), is_end=True)
     sender.flush()
     return FilesPublished(
         records=counts, punctuations=sender.punctuations, first_time=first, last_time=last, end_time=end
     )  # fmt: skip
+
+
+def _refuse_times_ahead(settings: Mapping[str, Any], last_times: Mapping[str, int]) -> None:
+    """As the broker would in mid-stream, wherever this user may see what it takes."""
+    now_ms = round(clock.time() * 1_000)
+    for name, found in topic_settings(settings, list(last_times)).items():
+        if found is None or found.get("message.timestamp.type") == "LogAppendTime":
+            continue
+        limit = found.get(TIMESTAMP_AFTER_MAX)
+        if limit is not None and last_times[name] > now_ms + int(limit):
+            raise refused_stamps(name, last_times[name], now_ms, "nothing was sent")
 
 
 def _next_punctuation(time: int, tick_ms: int) -> int:

@@ -27,8 +27,12 @@ PREDICTION_PARTITIONS = 4  # readers of predictions scale by it; examples and co
 TOPIC_CONFIG = {
     "retention.ms": "-1",  # the logs are the app's memory, and records with old event times must stay
     "max.message.bytes": str(kafka.MESSAGE_BYTES_MAX),
+    kafka.TIMESTAMP_AFTER_MAX: str(2**63 - 1),  # a dead letter has the stamp of its original
 }
-
+# An hour, Kafka 4's default: clocks of producers differ by less, and one stamp further ahead (microseconds, say) would
+# end every wait and make all later records late, for good.
+STAMP_AHEAD_MS_MAX = 3_600_000
+INPUT_CONFIG = TOPIC_CONFIG | {kafka.TIMESTAMP_AFTER_MAX: str(STAMP_AHEAD_MS_MAX)}
 COMPACTED_CONFIG = TOPIC_CONFIG | {"cleanup.policy": "compact"}
 
 
@@ -63,7 +67,9 @@ def ensure_app_topics(settings: Settings) -> list[str]:
     Raises:
         UnavailableError: TM-3010, Kafka did not create them.
     """
-    return _ensure(settings, app_topics(settings.app))
+    app = settings.app
+    created = _ensure(settings, {topic.name: topic.partitions for topic in app.topics}, INPUT_CONFIG)
+    return created + _ensure(settings, output_topics(app))
 
 
 def ensure_metrics_topic(settings: Settings) -> None:

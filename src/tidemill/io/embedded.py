@@ -56,7 +56,7 @@ KAFKA_SETTINGS: Mapping[str, object] = {
     "broker.session.timeout.ms": 2000,  # after a kill -9 the controller refuses the broker until its old session ends
     "log.retention.ms": -1,  # records stamped 2013 must stay
     "log.message.timestamp.before.max.ms": LONG_MAX,
-    "log.message.timestamp.after.max.ms": LONG_MAX,
+    "log.message.timestamp.after.max.ms": 3_600_000,  # Kafka 4's own: a stamp far ahead would make all later ones late
     "message.max.bytes": 16 * 1024 * 1024,
     "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,  # the default takes 128 MiB of the heap
     "num.network.threads": 2,

@@ -10,10 +10,11 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
 
 from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
@@ -46,6 +47,7 @@ REFUSED = frozenset(
     }
 )  # for want of a right
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a dead letter must fit whatever its input topic accepted
+TIMESTAMP_AFTER_MAX = "message.timestamp.after.max.ms"  # of a topic: how far ahead of the broker's clock a stamp may be
 
 
 def client_settings(bootstrap_servers: str, extra: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -100,9 +102,10 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
     """Create the topics that are missing, with these partition counts; the names that were created.
 
     They can be seen by every client then. A broker that starts or stood still may answer and yet know of no controller:
-    then another client asks anew.
+    then another client asks anew. One before 3.6 knows no TIMESTAMP_AFTER_MAX: its topics are made without.
     """
     created: list[str] = []
+    config = dict(config)
     deadline = time.monotonic() + CREATE_DEADLINE_S
     with unavailable_unless_answered("create topics", settings):
         while True:
@@ -110,7 +113,7 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
             # Asked first: who may not create topics may still use those that an administrator has created.
             found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
             wanted = [
-                NewTopic(name, num_partitions=count, replication_factor=-1, config=dict(config))
+                NewTopic(name, num_partitions=count, replication_factor=-1, config=config)
                 for name, count in topics.items()
                 if name not in found
             ]
@@ -121,11 +124,35 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
             created += [name for name, error in errors.items() if error is None]
             failed = [error for error in errors.values() if error and not _is_about(error, _EXISTS)]
             is_late = time.monotonic() > deadline
+            if failed and _is_about(failed[0], KafkaError.INVALID_CONFIG) and config.pop(TIMESTAMP_AFTER_MAX, None):
+                continue
             if failed and (is_late or not _is_about(failed[0], KafkaError._TIMED_OUT)):
                 raise failed[0]
             if is_late:  # they exist, and this user may not see them: whoever needs them says so
                 return created
             time.sleep(NOT_YET_RETRY_S)
+
+
+def topic_settings(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, dict[str, str] | None]:
+    """The settings in force of topics that exist; None = this user may not see them (DescribeConfigs)."""
+    found: dict[str, dict[str, str] | None] = {}
+    with unavailable_unless_answered("describe the settings of topics", settings):
+        admin = AdminClient(dict(settings))  # held by name, as below
+        for name in topics:
+            try:
+                found[name] = _once_ready(partial(_settings_of, admin, name))
+            except KafkaException as error:
+                if error.args[0].code() not in REFUSED:
+                    raise
+                let_go(error)
+                found[name] = None
+    return found
+
+
+def _settings_of(admin: AdminClient, topic: str) -> dict[str, str]:
+    at = ConfigResource(ResourceType.TOPIC, topic)
+    entries = admin.describe_configs([at], request_timeout=REQUEST_TIMEOUT_S)[at].result()
+    return {name: entry.value for name, entry in entries.items()}
 
 
 def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict[str, int]:
