@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import ConfigResource
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from shop import SHOP, Shop, a_shop
 
-from tidemill.apps import produce
+from tidemill.apps import doctor, produce
+from tidemill.apps.doctor import check_app
 from tidemill.apps.produce import publish_files
 from tidemill.apps.topics import INPUT_CONFIG, STAMP_AHEAD_MS_MAX
 from tidemill.core.topic_names import dead_letter_topic
@@ -23,6 +24,7 @@ from tidemill.io.embedded import KAFKA_SETTINGS, Servers
 
 AFTER_MAX = "message.timestamp.after.max.ms"
 HOUR_MS, DAY_MS = 3_600_000, 86_400_000
+PERMITTED = {"message.timestamp.type": "CreateTime", AFTER_MAX: str(HOUR_MS)}
 
 
 @pytest.fixture
@@ -80,6 +82,43 @@ def test_inputs_take_an_hour_ahead_and_dead_letters_whatever_an_input_took(shop:
     limits = {name: int(settings[AFTER_MAX]) for name, settings in found.items() if settings is not None}
     assert limits == dict.fromkeys(inputs, HOUR_MS) | dict.fromkeys(letters, 2**63 - 1)
     assert int(str(KAFKA_SETTINGS[f"log.{AFTER_MAX}"])) == STAMP_AHEAD_MS_MAX  # topics that others make there
+
+
+@pytest.mark.servers
+def test_doctor_tells_of_an_input_that_takes_stamps_far_ahead_and_how_to_mend_it(shop: Shop) -> None:
+    assert not notes_about_stamps(shop)
+
+    wide = shop.names["label"]
+    entry = ConfigEntry(AFTER_MAX, str(DAY_MS + 1), incremental_operation=AlterConfigOpType.SET)
+    resource = ConfigResource(ResourceType.TOPIC, wide, incremental_configs=[entry])
+    admin = AdminClient(shop.clients)
+    admin.incremental_alter_configs([resource])[resource].result(10)
+
+    (found,) = notes_about_stamps(shop)
+    assert (found.verdict, found.what) == ("note", f"topic {wide}: {AFTER_MAX}")
+    assert f"--alter --entity-type topics --entity-name {wide} --add-config {AFTER_MAX}={HOUR_MS}" in found.advice
+
+
+def notes_about_stamps(shop: Shop) -> list[doctor.Finding]:
+    return [one for one in check_app(shop.settings) if AFTER_MAX in one.what and one.verdict != "ok"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "verdict", "words"),
+    [
+        (PERMITTED, "ok", str(HOUR_MS)),
+        (PERMITTED | {AFTER_MAX: str(DAY_MS)}, "ok", str(DAY_MS)),
+        (PERMITTED | {AFTER_MAX: str(2**63 - 1)}, "note", "more than a day"),
+        (PERMITTED | {AFTER_MAX: str(2**63 - 1), "message.timestamp.type": "LogAppendTime"}, "ok", "the broker stamps"),
+        ({"message.timestamp.type": "CreateTime"}, "note", "no limit"),  # Kafka before 3.6
+        (None, "note", "DescribeConfigs"),
+    ],
+)
+def test_doctor_judges_what_the_broker_tells_or_keeps_to_itself(
+    settings: dict[str, str] | None, verdict: str, words: str
+) -> None:
+    found = doctor._of_stamps("orders", settings, "broker:9092")
+    assert found.verdict == verdict and words in found.found + found.advice
 
 
 class _Answer:

@@ -7,14 +7,14 @@ password; a finding is `missing` where a role cannot work, `note` where it works
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tidemill.apps.clients import clients_of
 from tidemill.apps.rights import KAFKA_RIGHTS, STORE_NEEDS, Need, needs_of
-from tidemill.apps.topics import app_topics
+from tidemill.apps.topics import STAMP_AHEAD_MS_MAX, app_topics
 from tidemill.config import Settings, config_digest
 from tidemill.errors import TidemillError
 from tidemill.io import kafka
@@ -23,6 +23,7 @@ from tidemill.io.redis_store import RedisStore
 from tidemill.io.store_rights import StoreProbe
 
 Verdict = Literal["ok", "note", "missing"]
+_STAMP_AHEAD_MS_NOTED = 86_400_000  # a day: slow clocks and time zones; what lies further ahead is an error
 _NOT_NEEDED = frozenset({"Delete", "Alter", "AlterConfigs"})  # on topics: no command of Tidemill does so
 
 
@@ -138,6 +139,7 @@ def _transport(settings: Settings) -> Iterator[Finding]:
 def _topics(settings: Settings) -> Iterator[Finding]:
     clients = clients_of(settings)
     inputs = {topic.name for topic in settings.app.topics}
+    inputs_found: list[str] = []
     for name, expected in app_topics(settings.app).items():
         try:
             count = kafka.partition_counts(clients, [name])[name]
@@ -146,11 +148,35 @@ def _topics(settings: Settings) -> Iterator[Finding]:
                 raise
             yield _absent(name, is_input=name in inputs)
             continue
+        if name in inputs:
+            inputs_found.append(name)
         if name not in inputs and count != expected:
             advice = f"it was made by hand; {expected} is what the worker makes, one log has one partition"
             yield Finding("missing" if expected == 1 else "note", "", f"topic {name}", f"{count} partitions", advice)
         else:
             yield Finding("ok", "", f"topic {name}", f"{count} partitions")
+    for name, found in kafka.topic_settings(clients, inputs_found).items():
+        yield _of_stamps(name, found, str(settings.bootstrap_servers))
+
+
+def _of_stamps(name: str, found: Mapping[str, str] | None, servers: str) -> Finding:
+    """Whether a record that is stamped far ahead could enter an input topic; its watermark would stay there."""
+    what = f"topic {name}: {kafka.TIMESTAMP_AFTER_MAX}"
+    if found is None:
+        return Finding("note", "", what, "may not be seen", f"grant DescribeConfigs; it should be {STAMP_AHEAD_MS_MAX}")
+    if found.get("message.timestamp.type") == "LogAppendTime":
+        return Finding("ok", "", what, "the broker stamps")
+    danger = "one record stamped far ahead makes all later ones late, for good"
+    if kafka.TIMESTAMP_AFTER_MAX not in found:
+        return Finding("note", "", what, "unknown to this broker: no limit", f"{danger}; Kafka 3.6 has a limit")
+    limit_ms = int(found[kafka.TIMESTAMP_AFTER_MAX])
+    if limit_ms <= _STAMP_AHEAD_MS_NOTED:
+        return Finding("ok", "", what, str(limit_ms))
+    command = (
+        f"kafka-configs --bootstrap-server {servers} --alter --entity-type topics --entity-name {name} "
+        f"--add-config {kafka.TIMESTAMP_AFTER_MAX}={STAMP_AHEAD_MS_MAX}"
+    )
+    return Finding("note", "", what, f"{limit_ms}, more than a day", f"{danger}: {command}")
 
 
 def _absent(name: str, *, is_input: bool) -> Finding:
