@@ -20,7 +20,7 @@ TOPICS = (EVENTS, LABELS)
 SPEC = LabelSpec(
     positive_if_any=(Condition(field="delay", above=15),), wait_ms=100, allowed_lateness_ms=10, dedup_window_ms=1000
 )
-LABEL_COLUMNS = pa.RecordBatch.from_pylist([{"id": "x", "delay": float(i)} for i in range(10)])
+LABEL_COLUMNS = pa.RecordBatch.from_pylist([{"id": "x", "delay": float(i)} for i in range(30)])
 
 
 class Log:
