@@ -140,7 +140,7 @@ def test_label_before_its_event_waits_and_joins_it():
 
 
 def waited(*offsets: int, group_watermark: int = -1) -> dict[Partition, list[Decided]]:
-    return {Partition(LABELS, 0): [Decided(0, group_watermark, (), offsets, ())]}
+    return {Partition(LABELS, 0): [Decided(0, 10, group_watermark, 0, (), offsets, ())]}
 
 
 @pytest.mark.parametrize("first", [5, 9])

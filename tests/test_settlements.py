@@ -78,6 +78,10 @@ def a_row(state: RowState, offset: int = 0) -> bytes:
     return pack_row(Row(1, state, 10, -1, -1, 0, 0, offset, b""))
 
 
+def settling(start: int, group_watermark: int, *offsets: int) -> Decided:
+    return Decided(start, start + 5, group_watermark, 0, (), (), offsets)
+
+
 def some_due(*rows: tuple[str, int, bytes], place: Partition = A) -> list[tuple[Due, bytes | None]]:
     return [(Due(place, id_, time), row) for id_, time, row in rows]
 
@@ -87,7 +91,7 @@ def chosen_ids(settlements: Settlements, due: list[tuple[Due, bytes | None]]) ->
 
 
 def test_rows_are_settled_with_the_commit_that_names_them() -> None:
-    settlements = Settlements({A: [Decided(0, 100, (), (), (2,)), Decided(5, 200, (), (), (3,))]})
+    settlements = Settlements({A: [settling(0, 100, 2), settling(5, 200, 3)]})
     due = some_due(*((id_, at, a_row(RowState.PENDING, at)) for id_, at in (("a", 1), ("b", 2), ("c", 3))))
     assert chosen_ids(settlements, due) == []  # no commit was passed yet
     settlements.advance(A, before=5)
@@ -99,7 +103,7 @@ def test_rows_are_settled_with_the_commit_that_names_them() -> None:
 
 
 def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
-    settlements = Settlements({A: [Decided(0, 100, (), (), ())], B: [Decided(0, 300, (), (), ())]})
+    settlements = Settlements({A: [settling(0, 100)], B: [settling(0, 300)]})
     settlements.advance(A, before=5)
     settlements.advance(B, before=5)
     row = a_row(RowState.JOINED)
@@ -108,7 +112,7 @@ def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
 
 
 def test_what_was_not_settled_stays_open_and_what_ended_is_forgotten_unnamed() -> None:
-    settlements = Settlements({A: [Decided(0, 100, (), (), (1, 3))]})
+    settlements = Settlements({A: [settling(0, 100, 1, 3)]})
     settlements.advance(A, before=5)
     due = some_due(
         ("joined later", 20, a_row(RowState.PENDING, 0)),

@@ -21,10 +21,11 @@ from tidemill.apps.dead_letters import letter_of
 from tidemill.core.batches import with_idle_partitions
 from tidemill.core.labels import EventEntry
 from tidemill.core.merge import TimeOrderedMerge
+from tidemill.core.outputs_kept import offsets_without_record, predictions_gone
 from tidemill.core.pipeline import Pipeline, Turn
 from tidemill.core.ports import Conflict, Store
 from tidemill.core.records import Batch, Partition, Span
-from tidemill.core.settlements import Decided, Example, Labelled, Settlements
+from tidemill.core.settlements import Decided, Example, Labelled, Settlements, outputs_gone
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
 from tidemill.core.topic_names import dead_letter_topic
@@ -42,8 +43,16 @@ DUE_ROWS_MAX = 1_000_000  # none of the rows that a commit settled may be missed
 class PublishedPredictions:
     """The predictions of some source ranges, as served. Fulfils `core.pipeline.Served`."""
 
-    def __init__(self, rows: pa.Table, sources: Sequence[tuple[int, int, int]], labelled: Labelled) -> None:
+    def __init__(
+        self,
+        rows: pa.Table,
+        sources: Sequence[tuple[int, int, int]],
+        label_first: Sequence[tuple[str, int]],
+        labelled: Labelled,
+    ) -> None:
+        """`label_first`: the events (id, time) among them whose labels had come before."""
         self._rows = rows
+        self.label_first = label_first
         self.labelled = labelled
         self._row_of = {source: row for row, source in enumerate(sources)}
         self.sources = frozenset(self._row_of)
@@ -76,11 +85,17 @@ class RollForward:
         self._report = report
 
     def run(self, ranges: Mapping[Partition, tuple[int, int]], owned: frozenset[Partition]) -> None:
-        """Apply the records of every range [start, end), in merged order; settle the rows that were settled then."""
+        """Apply the records of every range [start, end), in merged order; settle the rows that were settled then.
+
+        Raises:
+            StateLostError: TM-4207, outputs of the ranges were deleted; nothing was decided without them.
+        """
         began = time.monotonic()
         restored = self._restored(ranges)
         recorded = self._recorded(ranges, restored)
-        served = self._published(ranges, restored, Labelled(self._examples(restored), recorded))
+        labelled = Labelled(self._examples(restored), recorded, self._pipeline.examples_topic)
+        served = self._published(ranges, restored, labelled)
+        self._refuse_gaps(ranges, recorded, served)
         settlements = Settlements(recorded)
         applied = {partition: start for partition, (start, _) in ranges.items()}
         self._report(f"{len(served.sources)} published predictions found for the ranges")
@@ -100,6 +115,23 @@ class RollForward:
         self._apply(self._decoder.decode([], rest), number, owned, served, settlements)
         count = sum(end - start for start, end in ranges.values())
         self._report(f"{count:,} offsets applied again in {time.monotonic() - began:.1f} s")
+
+    def _refuse_gaps(
+        self,
+        ranges: Mapping[Partition, tuple[int, int]],
+        recorded: Mapping[Partition, Sequence[Decided]],
+        served: PublishedPredictions,
+    ) -> None:
+        """What a log does not tell any more would be decided otherwise: events would become duplicates, predictions
+        would be labelled or expire a second time."""
+        pipeline = self._pipeline
+        if count := offsets_without_record(recorded, ranges):
+            raise outputs_gone(pipeline.commits_topic, f"{count:,} offsets have no commit record")
+        topics = pipeline.topic_names
+        published = ((Partition(topics[index], number), offset) for index, number, offset in served.sources)
+        if count := predictions_gone(recorded, ranges, published):
+            raise outputs_gone(pipeline.predictions_topic, f"{count:,} predictions are missing")
+        served.labelled.expect_examples_of_events(served.label_first)
 
     def _apply(
         self,
@@ -126,6 +158,7 @@ class RollForward:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
         tables: list[pa.Table] = []
         sources: list[tuple[int, int, int]] = []
+        label_first: list[tuple[str, int]] = []
         for messages in self._read(self._pipeline.predictions_topic, restored):
             found = decode("prediction.v1", [message.value() for message in messages])
             keep = []
@@ -137,8 +170,11 @@ class RollForward:
                     sources.append((index_of[topic], partition, offset))
             served = found.select(SERVED.names).take(pa.array(keep, pa.int64())).cast(SERVED)
             tables.append(pa.Table.from_batches([served]))
+            for row, flags in zip(keep, served.column("flags").to_pylist(), strict=True):
+                if "label_first" in flags:
+                    label_first.append((found.column("id")[row].as_py(), found.column("event_time")[row].as_py()))
         rows = pa.concat_tables(tables) if tables else SERVED.empty_table()
-        return PublishedPredictions(rows, sources, labelled)
+        return PublishedPredictions(rows, sources, label_first, labelled)
 
     def _examples(self, restored: Mapping[str, Any]) -> Iterator[Example]:
         for messages in self._read(self._pipeline.examples_topic, restored):
@@ -164,8 +200,8 @@ class RollForward:
                 begin = ranges[place][0]
                 if row["next"] <= begin and row["start"] < begin:
                     continue
-                found = Decided(*(row[name] for name in Decided._fields))
-                recorded.setdefault(place, []).append(found)
+                told = row | {"predictions": dict(row["outcomes"]).get("prediction", 0)}
+                recorded.setdefault(place, []).append(Decided(*(told[name] for name in Decided._fields)))
         return recorded
 
     def _read(self, topic: str, restored: Mapping[str, Any]) -> Iterator[list[Any]]:

@@ -182,6 +182,8 @@ def join_labels(
             decide which event was the first of its id. None = live.
         labelled: in a roll-forward, the published examples: they decide which labels join, whatever came in between.
         label_columns: by topic index, the label records (for labels that must wait).
+    Raises:
+        StateLostError: TM-4207, in a roll-forward: the example of a label is gone.
     """
     result = Joined()
     opened: dict[str, _Open] = {}
@@ -279,6 +281,8 @@ def _take_label(
     """False when the label must wait for another worker to publish the prediction that it judges."""
     partition = Partition(topic_names[label.topic_index], label.partition)
     row = slot.row
+    if labelled is not None:
+        labelled.expect_example_of_label(partition, label.offset, id_=label.id, label_time=label.time)
     if row is None or _was_forgotten(row, label, partition, spec, labelled) or _waits_in_vain(row, label, labelled):
         if labelled is not None and not labelled.has_record(partition, label.offset):
             return True  # it met a row that is not here yet, or no more: it left nothing

@@ -13,17 +13,21 @@ from typing import NamedTuple
 
 from tidemill.core.records import Due, Partition
 from tidemill.core.rows import RowState, unpack_row
+from tidemill.errors import StateLostError
 
 
 class Decided(NamedTuple):
     """One commit record of a partition: what it decided.
 
-    start: where its range starts. group_watermark: that rows were settled with. joined, waiting: offsets of its labels
-    that met their event, or began to wait for it. settled: of the records whose rows expired, or waited in vain.
+    start, next: its range. group_watermark: that rows were settled with. predictions: how many it published. joined,
+    waiting: offsets of its labels that met their event, or began to wait for it. settled: of the records whose rows
+    expired, or waited in vain.
     """
 
     start: int
+    next: int
     group_watermark: int
+    predictions: int
     joined: Sequence[int]
     waiting: Sequence[int]
     settled: Sequence[int]
@@ -38,11 +42,24 @@ class Example(NamedTuple):
     label: int
 
 
+def outputs_gone(topic: str, finding: str) -> StateLostError:
+    """What the operator is told when a log lacks what its commits wrote; `finding`: what is missing, and how many."""
+    return StateLostError(
+        "TM-4207",
+        f"{finding}: {topic} lacks records that the store is computed from, and nothing was decided without them; stop "
+        "all workers, put back a snapshot that is newer than what was deleted (`tidemill restore app.yaml --replace`), "
+        "and raise the topic's retention",
+    )
+
+
 class Labelled:
     """The labels that joined or waited the first time; others left nothing."""
 
-    def __init__(self, examples: Iterable[Example], records: Mapping[Partition, Sequence[Decided]]) -> None:
-        """`records`: the commit records of the ranges that are applied again."""
+    def __init__(
+        self, examples: Iterable[Example], records: Mapping[Partition, Sequence[Decided]], topic: str = "examples"
+    ) -> None:
+        """`records`: the commit records of the ranges that are applied again. `topic`: where the examples are from."""
+        self._topic = topic
         self._examples = frozenset(examples)
         self._labels = {(one.id, one.label_time, one.label) for one in self._examples}
         commits = [(partition, commit) for partition, found in records.items() for commit in found]
@@ -55,6 +72,27 @@ class Labelled:
     def has_label(self, id_: str, label_time: int, label: int) -> bool:
         """It joined, at once or after it had waited."""
         return (id_, label_time, label) in self._labels
+
+    def expect_example_of_label(self, partition: Partition, offset: int, *, id_: str, label_time: int) -> None:
+        """Hold a label that is about to be applied to the log: one that a commit names as joined has an example.
+
+        Raises:
+            StateLostError: TM-4207, the example is gone.
+        """
+        # 0 or 1: the rule that makes a label of a record may be another since.
+        if (partition, offset) in self._joined and not any(self.has_label(id_, label_time, is_) for is_ in (0, 1)):
+            raise outputs_gone(self._topic, f"the label at {partition}@{offset} was joined and has no example")
+
+    def expect_examples_of_events(self, events: Iterable[tuple[str, int]]) -> None:
+        """Hold the events (id, time) of the ranges whose labels had come before them to the log.
+
+        Raises:
+            StateLostError: TM-4207, examples are gone.
+        """
+        wanted = set(events)
+        wanted.difference_update((one.id, one.event_time) for one in self._examples)
+        if wanted:
+            raise outputs_gone(self._topic, f"{len(wanted):,} events that met a label that waited have no example")
 
     def has_record(self, partition: Partition, offset: int) -> bool:
         """It joined or waited: where its id has no row now it has to wait, perhaps for an event applied after it."""
