@@ -149,8 +149,11 @@ def test_nothing_is_reset_without_consent_when_nobody_can_be_asked(
     assert cli.run(["reset", CONFIG, "--config", *servers]) == 5
     assert not changed
     assert "TM-1052" in capsys.readouterr().err
+    assert cli.run(["reset", CONFIG, "--config", "--dry-run", *servers]) == 0
+    assert not changed and "tidemill snapshot" not in capsys.readouterr().err
     assert cli.run(["reset", CONFIG, "--config", "--yes", *servers]) == 0
     assert len(changed) == 1
+    assert f"`tidemill snapshot {CONFIG}`" in capsys.readouterr().err
 
 
 def test_reset_refuses_while_workers_live() -> None:

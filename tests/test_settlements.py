@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, row_states
+from tests.in_memory import OUTPUTS, App, ConstantScorer, Machinery, Worker, a_shop, row_states
 from tests.memory_kafka import kafka_in_memory
 from tests.streams_in_memory import LAW, app_of, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
@@ -71,6 +72,35 @@ def test_a_label_that_was_an_orphan_because_its_row_had_expired_stays_one_in_a_r
     assert app.log.outcomes() == outcomes
 
 
+def test_what_expired_stays_expired_in_a_rebuild_with_a_longer_wait() -> None:
+    """Between the two `tidemill reset --config` accepted the YAML with it."""
+    app = App()
+    for number in range(3):
+        app.inputs.add("events", 1_000 + number, id=f"e{number}", shop="s", user=1, amount=1.0)
+    app.inputs.add("outcomes", 2_000, id="early", outcome=1)
+    live = Worker(app).claim()
+    live.run(live.left())
+    app.inputs.add("outcomes", 2_001, id="e0", outcome=1)
+    live.run(live.left())
+    live.run(group_watermark=20 * DAY_MS)
+    app.inputs.add("events", 20 * DAY_MS, id="pending", shop="s", user=1, amount=1.0)
+    live.run(live.left(), group_watermark=-1)
+    digest, outcomes = app.digest(), app.log.outcomes()
+    assert outcomes[Outcome.EXPIRED] == 2 and outcomes[Outcome.WAITING_ORPHANED] == 1
+
+    later = App(machinery=Machinery(a_shop(wait_ms=1_000 * 3_600_000)))
+    later.inputs, later.log = app.inputs, app.log
+    worker = Worker(later).claim()
+    assert later.digest() == digest
+    states = {id_: unpack_row(row).state for id_, row in later.backend.rows.items()}
+    assert states.pop("e0") is RowState.JOINED  # remembered for longer
+    assert states == {"e1": RowState.EXPIRED, "e2": RowState.EXPIRED, "pending": RowState.PENDING}
+    later.inputs.add("outcomes", 3_000, id="e1", outcome=1)
+    worker.run(worker.left(), group_watermark=-1)
+    assert later.log.outcomes() == outcomes + Counter({Outcome.ORPHAN: 1})
+    assert_balances_close(later)
+
+
 # --- which rows are settled again
 
 
@@ -102,11 +132,22 @@ def test_rows_are_settled_with_the_commit_that_names_them() -> None:
     assert chosen_ids(settlements, due) == ["b", "c"]
 
 
-def test_nothing_is_settled_before_the_watermark_of_its_partition() -> None:
+def test_rows_that_a_commit_names_are_settled_though_they_are_due_later_today() -> None:
+    settlements = Settlements({A: [settling(0, 100, 2, 4)]})
+    assert not settlements.misses_rows
+    settlements.advance(A, before=5)
+    due = some_due(("a", 900, a_row(RowState.PENDING, 1)), ("b", 901, a_row(RowState.PENDING, 2)))
+    assert chosen_ids(settlements, due) == ["b"]
+    assert settlements.misses_rows
+    assert chosen_ids(settlements, some_due(("c", 902, a_row(RowState.WAITING, 4)))) == ["c"]
+    assert not settlements.misses_rows
+
+
+def test_nothing_is_forgotten_before_the_watermark_of_its_partition() -> None:
     settlements = Settlements({A: [settling(0, 100)], B: [settling(0, 300)]})
     settlements.advance(A, before=5)
     settlements.advance(B, before=5)
-    row = a_row(RowState.JOINED)
+    row = a_row(RowState.JOINED)  # forgotten, which no commit names
     assert chosen_ids(settlements, some_due(("a", 99, row), ("b", 100, row))) == ["a"]
     assert chosen_ids(settlements, some_due(("c", 299, row), place=B)) == ["c"]
 

@@ -283,6 +283,8 @@ def reset(
         if not dry_run:
             confirm_or_exit(f"Let the store of app {settings.app.name} accept this configuration?", yes=yes)
             accept_configuration(settings)
+            hint(f"take a snapshot now (`tidemill snapshot {config}`): those from before do not fit this YAML, and a")
+            hint("store that is rebuilt from the log alone has its past decided by it, not by the YAML of then")
         hint("to undo: run `tidemill reset --config` with the former YAML")
         return 0
     planned = move(settings, target, is_dry_run=True)

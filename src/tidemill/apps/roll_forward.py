@@ -38,6 +38,7 @@ from tidemill.io.wire import InputDecoder, decode, without_commands
 
 READ_RECORDS_MAX = 5_000  # per poll; bounds memory, not meaning
 DUE_ROWS_MAX = 1_000_000  # none of the rows that a commit settled may be missed
+FOREVER_MS = 1 << 62  # later than any row is due
 
 
 class PublishedPredictions:
@@ -112,7 +113,8 @@ class RollForward:
         rest = {partition: Span(applied[partition], end, -1, False) for partition, (_, end) in ranges.items()}
         for partition, span in rest.items():
             settlements.advance(partition, before=span.next + 1)
-        self._apply(self._decoder.decode([], rest), number, owned, served, settlements)
+        # Rows that ended then may be due later by today's windows. Only once: it may look at every row there is.
+        self._apply(self._decoder.decode([], rest), number, owned, served, settlements, missed_due_before=FOREVER_MS)
         count = sum(end - start for start, end in ranges.values())
         self._report(f"{count:,} offsets applied again in {time.monotonic() - began:.1f} s")
 
@@ -140,14 +142,22 @@ class RollForward:
         owned: frozenset[Partition],
         served: PublishedPredictions,
         settlements: Settlements,
+        *,
+        missed_due_before: int | None = None,
     ) -> None:
-        """One batch as one commit without outputs; `batch` has a span for every partition of the ranges."""
+        """One batch as one commit without outputs; `batch` has a span for every partition of the ranges.
+
+        `missed_due_before`: where to look for rows that the log names as settled and that are not due.
+        """
         turn = Turn(batch, settlements.watermark, owned, worker="roll-forward", number=number)
         wanted = tuple(sorted(batch.spans)) if turn.group_watermark >= 0 else ()
+        reads = replace(self._pipeline.reads(turn), due_partitions=wanted, due_limit=DUE_ROWS_MAX)
         while True:
-            reads = replace(self._pipeline.reads(turn), due_partitions=wanted, due_limit=DUE_ROWS_MAX)
             view = self._store.read(reads)
             chosen = settlements.choose(view.due)
+            if missed_due_before is not None and settlements.misses_rows:
+                reads, missed_due_before = replace(reads, due_before=missed_due_before), None
+                continue
             commit = self._pipeline.roll_forward(turn, reads, replace(view, due=chosen), served)
             if not isinstance(self._store.commit(commit), Conflict):
                 break

@@ -175,7 +175,8 @@ def join_labels(
     Args:
         entries: events and labels of the batch, ascending by position.
         rows: packed rows of all their ids, None = absent.
-        due: rows whose due time is before `due_before`, the group watermark as of the last commit.
+        due: rows whose due time is before `due_before`, the group watermark as of the last commit; in a roll-forward,
+            the rows to settle.
         published: per partition of other workers, the offset before which its predictions are in Kafka. A partition
             that is missing here belongs to this worker.
         predicted: in a roll-forward, the sources (topic index, partition, offset) of the published predictions: they
@@ -198,7 +199,8 @@ def join_labels(
 
     for entry, packed in due:
         slot = open_row(entry.id, packed)
-        if slot.row is not None and due_time(spec, slot.row) < due_before:
+        # In a roll-forward the log has told which rows ended, whatever today's windows say.
+        if slot.row is not None and (labelled is not None or due_time(spec, slot.row) < due_before):
             _settle_due(slot, entry, result)
 
     for item in entries:

@@ -111,6 +111,12 @@ class Settlements:
         self._left = {partition: deque(found) for partition, found in records.items()}
         self._watermarks: dict[Partition, int] = {}
         self._settled: set[tuple[Partition, int]] = set()
+        self._missed: set[tuple[Partition, int]] = set()  # of these, no row was due so far
+
+    @property
+    def misses_rows(self) -> bool:
+        """Rows that the log names as settled were not due so far."""
+        return bool(self._missed)
 
     @property
     def watermark(self) -> int:
@@ -123,16 +129,23 @@ class Settlements:
         while left and left[0].start < before:
             found = left.popleft()
             self._watermarks[partition] = max(self._watermarks.get(partition, -1), found.group_watermark)
-            self._settled.update((partition, offset) for offset in found.settled)
+            named = {(partition, offset) for offset in found.settled}
+            self._settled |= named
+            self._missed |= named
 
     def choose(self, due: Sequence[tuple[Due, bytes | None]]) -> tuple[tuple[Due, bytes | None], ...]:
         """The rows to settle now; `due` in the order in which a worker settles."""
         chosen: list[tuple[Due, bytes | None]] = []
         for entry, packed in due:
-            if packed is None or entry.time >= self._watermarks.get(entry.partition, -1):
+            if packed is None:
                 continue
             row = unpack_row(packed)
-            is_open = row.state in (RowState.PENDING, RowState.WAITING)
-            if not is_open or (entry.partition, row.offset) in self._settled:
+            if row.state in (RowState.PENDING, RowState.WAITING):
+                # Whatever its time: the label's windows may be longer today than when it was settled.
+                is_chosen = (entry.partition, row.offset) in self._settled
+                self._missed.discard((entry.partition, row.offset))
+            else:
+                is_chosen = entry.time < self._watermarks.get(entry.partition, -1)
+            if is_chosen:
                 chosen.append((entry, packed))
         return tuple(chosen)
