@@ -10,6 +10,7 @@ import pytest
 from tests.in_memory import OUTPUTS, App, Worker, row_states
 from tests.memory_kafka import kafka_in_memory
 from tests.streams_in_memory import EVENT, MACHINERY, an_app, assert_balances_close
+from tidemill.apps import roll_forward
 from tidemill.core.outputs_kept import offsets_without_record, predictions_gone
 from tidemill.core.records import Outcome, Partition
 from tidemill.core.settlements import Decided, Example, Labelled
@@ -158,4 +159,21 @@ def test_a_store_that_lost_little_is_rolled_forward_though_older_outputs_were_de
     for topic, count in old.items():
         forget(app, topic, count=count)
     Worker(app).claim()
+    assert (app.digest(), row_states(app.backend)) == (digest, rows)
+
+
+def test_a_snapshot_of_a_store_that_was_behind_the_log_lets_the_whole_log_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was taken in the middle of a rebuild: where the logs stood then, the outputs of its ranges were in them."""
+    app = six_events(an_app())
+    Worker(app).claim().run_all([4, 8])
+    digest, rows = app.digest(), row_states(app.backend)
+    app.backend = App(machinery=MACHINERY).backend
+    worker = Worker(app)
+    monkeypatch.setattr(roll_forward, "read_topic_from", lambda settings, topic, starts: iter(()))
+    monkeypatch.setattr(
+        worker.roll_forward, "_restored", lambda ranges: {"log_ends": {topic: [99] for topic in OUTPUTS}}
+    )
+    worker.claim()
     assert (app.digest(), row_states(app.backend)) == (digest, rows)

@@ -94,6 +94,10 @@ class RollForward:
         began = time.monotonic()
         restored = self._restored(ranges)
         recorded = self._recorded(ranges, restored)
+        if restored.get("log_ends") and offsets_without_record(recorded, ranges):
+            # The cut was of a store that was itself behind the log: what it lacked had been published before.
+            restored = {**restored, "log_ends": {}}
+            recorded = self._recorded(ranges, restored)
         labelled = Labelled(self._examples(restored), recorded, self._pipeline.examples_topic)
         served = self._published(ranges, restored, labelled)
         self._refuse_gaps(ranges, recorded, served)
