@@ -65,5 +65,6 @@ def fill(
     )
     if found.lost_rows:
         hint(f"{found.lost_rows:,} of them feed no group: their events are no longer in the log")
+    hint(f"take a snapshot now (`tidemill snapshot {config}`): those from before do not fit this YAML")
     hint("to undo: give the groups their former features under a higher version, and fill again")
     return 0
