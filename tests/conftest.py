@@ -8,12 +8,18 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tidemill.io.embedded import Servers, start_servers
 
 pytest.register_assert_rewrite("tests.streams_in_memory")  # balances that do not close show both sides
 
 _app_numbers = itertools.count()
+
+# A run draws the same examples twice, so that a red test is about the change; with `new` it looks for others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new")
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

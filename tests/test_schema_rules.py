@@ -109,6 +109,10 @@ def test_what_the_check_allows_is_read_as_fastavro_reads_it(pair, seed) -> None:
         fastavro.schemaless_reader(io.BytesIO(body), fastavro.parse_schema(_copy(writer)), _copy(same_name))
         for body in bodies
     ]
+    # A default of bytes that fastavro finds by an alias stays the text that JSON has for it.
+    of_bytes = [field["name"] for field in reader["fields"] if field["type"] == "bytes"]
+    for row in expected:
+        row.update({name: row[name].encode("latin-1") for name in of_bytes if isinstance(row[name], str)})
     found = pa.Table.from_batches([columns]).to_pylist()
     assert [_plain(row) for row in found] == [_plain(row) for row in expected]
 
