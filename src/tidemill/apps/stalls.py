@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -31,7 +32,7 @@ PACKAGE = Path(__file__).parents[1]
 class Waiting:
     """What the worker itself knows of why it waits.
 
-    is_busy: something is in the compute thread. thread: its ident. group_limit: the event time that a slower worker
+    is_busy: one call keeps the compute thread. thread: its ident. group_limit: the event time that a slower worker
     holds this one to; None = it does not. blocked_by: the partition that a bounded replay waits for.
     """
 
@@ -39,6 +40,28 @@ class Waiting:
     thread: int
     group_limit: int | None = None
     blocked_by: Partition | None = None
+
+
+class InHand:
+    """How long the compute thread has been in one call. A call of a moment is no block, and a worker that waits makes
+    one every now and then."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: float | None = None  # the newest call that has not returned
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        began = self._began = self._clock()
+        try:
+            yield
+        finally:
+            if self._began == began:
+                self._began = None
+
+    def lasts(self, seconds: float) -> bool:
+        began = self._began
+        return began is not None and self._clock() - began >= seconds
 
 
 class Causes:

@@ -25,7 +25,7 @@ from tidemill.apps.failpoints import failpoint
 from tidemill.apps.folding import barrier_of
 from tidemill.apps.garbage_collection import collect_rarely
 from tidemill.apps.pacing import TickPacer
-from tidemill.apps.stalls import Causes, Waiting
+from tidemill.apps.stalls import Causes, InHand, Waiting
 from tidemill.apps.watchdog import Watchdog
 from tidemill.config import Settings
 from tidemill.core.records import Partition
@@ -70,6 +70,7 @@ class Worker:
         self._error: BaseException | None = None
         self._stop = asyncio.Event()
         self._busy = asyncio.Lock()
+        self._in_hand = InHand()
         self._last_batch = time.monotonic()
         self._lost_at: float | None = None  # when the group took the partitions away, until it gives some again
         self._consumer: Any = None
@@ -274,7 +275,7 @@ class Worker:
         polling = self._consumer.polling
         is_held = polling.candidate_time is not None
         return Waiting(
-            is_busy=self._busy.locked(),
+            is_busy=self._in_hand.lasts(self._settings.worker.stall_after_s / 2),
             thread=self._compute_thread,
             group_limit=self._engine.progress.group_limit if is_held else None,
             blocked_by=polling.blocked_by() if self.is_bounded else None,
@@ -293,7 +294,8 @@ class Worker:
 
     async def _in_compute(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         call = functools.partial(function, *arguments, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._compute, call)
+        with self._in_hand.call():
+            return await asyncio.get_running_loop().run_in_executor(self._compute, call)
 
     def _exit_code(self) -> int:
         if self._error is None:

@@ -126,7 +126,7 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
             is_late = time.monotonic() > deadline
             if failed and _is_about(failed[0], KafkaError.INVALID_CONFIG) and config.pop(TIMESTAMP_AFTER_MAX, None):
                 continue
-            if failed and (is_late or not _is_about(failed[0], KafkaError._TIMED_OUT)):
+            if failed and (is_late or not _will_pass(failed[0])):
                 raise failed[0]
             if is_late:  # they exist, and this user may not see them: whoever needs them says so
                 return created
@@ -214,6 +214,14 @@ class GroupOffsets:
 
     def close(self) -> None:
         self._consumer.close()
+
+
+def _will_pass(error: BaseException) -> bool:
+    """What a broker says that has not found its controller again, or the controller of a broker that is back."""
+    if not isinstance(error, KafkaException):
+        return False
+    passing = (KafkaError._TIMED_OUT, KafkaError.REQUEST_TIMED_OUT, KafkaError.NOT_CONTROLLER)
+    return error.args[0].code() in passing or "brokers are currently fenced" in error.args[0].str()
 
 
 def _is_about(error: BaseException, code: int) -> bool:
