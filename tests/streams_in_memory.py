@@ -6,15 +6,17 @@ so what comes of it does not hang on when a row is settled.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tests.in_memory import App, Machinery, a_shop
+from tests.in_memory import App, ConstantScorer, Machinery, Worker, a_shop
 from tidemill.core.records import Outcome
 from tidemill.core.rows import RowState, unpack_row
+from tidemill.io.memory import MemoryBackend
 
 MACHINERY = Machinery(a_shop())
 EVENT = {"shop": "s", "user": 1, "amount": 0.1}
@@ -25,6 +27,22 @@ LAW = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 
 def an_app(machinery: Machinery = MACHINERY, partitions: int = 1) -> App:
     return App(machinery=machinery, partitions=partitions)
+
+
+def a_past(
+    stream: list[tuple[str, int, int, dict[str, Any]]], before: set[int], kept: int | None
+) -> tuple[App, MemoryBackend]:
+    """An app that has worked off a stream, cut where `before` says, and an older copy of its store, in which `kept`
+    records survive; None: the store is empty."""
+    app = app_of(stream)
+    live = Worker(app, scorer=ConstantScorer(0.3, n=4)).claim()
+    records = live.left()
+    survivor = App(machinery=app.machinery).backend
+    if kept is not None:
+        live.run(records[:kept])
+        survivor = copy.deepcopy(app.backend)
+    live.run_all(sorted(before)).run()
+    return app, survivor
 
 
 @st.composite

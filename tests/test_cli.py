@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tidemill.apps import cli
+from tidemill.apps import cli, reset
 from tidemill.apps.children import ChildFailed, start_child, stop_children
 from tidemill.apps.cli_options import Voice
 from tidemill.apps.dead_letter_listing import group_letters
@@ -19,13 +19,15 @@ from tidemill.apps.demo import _empty_folder
 from tidemill.apps.demo_view import SilentView
 from tidemill.apps.publishing import offset_metadata
 from tidemill.apps.reset import RefusedError, follow, refuse_living_members
-from tidemill.core.records import Output
+from tidemill.config import load_settings
+from tidemill.core.records import Output, Partition
 from tidemill.errors import ConfigError, StateLostError, UnavailableError
 from tidemill.io.redis_store import ClaimedPartition
 from tidemill.io.slices import pack_slice
 from tidemill.io.supervisor import LOCK_FILE, take_lock
 
 CONFIG = str(Path(__file__).parents[1] / "config" / "flights.yaml")
+EVENTS, LABELS = Partition("events", 0), Partition("labels", 0)
 COMMANDS = ("demo", "worker", "produce", "status", "dlq", "reset")
 
 
@@ -140,8 +142,6 @@ def test_bug_asks_for_a_report_and_shows_its_traceback_only_when_verbose(
 def test_nothing_is_reset_without_consent_when_nobody_can_be_asked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tidemill.apps import reset
-
     changed = []
     monkeypatch.setattr(reset, "accept_configuration", changed.append)
     servers = ["--bootstrap-servers", "127.0.0.1:1", "--redis-url", "redis://127.0.0.1:1/0"]
@@ -195,6 +195,32 @@ def test_reset_does_not_publish_again_what_a_store_has_lost() -> None:
     """It stands at 30, and outputs up to 45 are in Kafka: the worker goes forward to there without outputs."""
     found = ClaimedPartition(30, 30)
     assert follow(found, incarnation="i", published=frozenset(), end=45, commits_topic="app.commits.v1") == (45, "i")
+
+
+@pytest.mark.parametrize(
+    ("known", "begins_at", "has_snapshot", "refusal"),
+    [
+        ({EVENTS: (7, "store"), LABELS: (None, "")}, 0, False, None),
+        ({EVENTS: (7, "store"), LABELS: (None, "")}, 3, True, None),
+        ({EVENTS: (7, "store"), LABELS: (None, "")}, 3, False, r"TM-4306 events\[0\] begins at 3"),
+        ({EVENTS: (None, ""), LABELS: (None, "")}, 0, False, "TM-4305 .* has committed no offset"),
+        ({EVENTS: (7, "store"), LABELS: (2, "")}, 0, False, r"TM-4305 .* labels\[0\] was set by hand"),
+    ],
+)
+def test_a_store_is_given_up_only_for_a_log_that_can_fill_it(
+    known: dict[Partition, tuple[int | None, str]],
+    begins_at: int,
+    has_snapshot: bool,
+    refusal: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reset, "newest_fit", lambda *_: object() if has_snapshot else None)
+    starts = {EVENTS: begins_at, LABELS: 9}
+    if refusal is None:
+        reset._need_log(load_settings(Path(CONFIG)), known, starts)
+    else:
+        with pytest.raises(StateLostError, match=refusal):
+            reset._need_log(load_settings(Path(CONFIG)), known, starts)
 
 
 class Letter:

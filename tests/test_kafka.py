@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from tidemill.core.records import Output, Partition
 from tidemill.errors import FencedError, StateLostError, UnavailableError
@@ -227,6 +227,20 @@ def test_reading_an_offset_that_is_gone_is_a_lost_state(clients: dict[str, objec
     with pytest.raises(StateLostError, match=r"TM-4020 .*@99 is no longer in the log"):
         for _ in range(50):
             reader.read(until_offset=None, timeout_s=0.1, max_records=1)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "will_pass"),
+    [
+        (KafkaError._TIMED_OUT, "Failed while waiting for controller", True),
+        (KafkaError.NOT_CONTROLLER, "it moved", True),
+        (KafkaError.INVALID_REPLICATION_FACTOR, "All brokers are currently fenced.", True),
+        (KafkaError.INVALID_REPLICATION_FACTOR, "only 1 broker(s) are registered", False),
+        (KafkaError.TOPIC_AUTHORIZATION_FAILED, "no", False),
+    ],
+)
+def test_a_refusal_to_create_is_asked_again_only_where_it_will_pass(code: int, reason: str, will_pass: bool) -> None:
+    assert kafka._will_pass(KafkaException(KafkaError(code, reason))) is will_pass
 
 
 def test_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

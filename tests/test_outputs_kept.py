@@ -173,7 +173,7 @@ def test_a_snapshot_of_a_store_that_was_behind_the_log_lets_the_whole_log_be_rea
     worker = Worker(app)
     monkeypatch.setattr(roll_forward, "read_topic_from", lambda settings, topic, starts: iter(()))
     monkeypatch.setattr(
-        worker.roll_forward, "_restored", lambda ranges: {"log_ends": {topic: [99] for topic in OUTPUTS}}
+        worker.roll_forward, "_last_cut", lambda ranges: {"log_ends": {topic: [99] for topic in OUTPUTS}}
     )
     worker.claim()
     assert (app.digest(), row_states(app.backend)) == (digest, rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.in_memory import OUTPUTS, App, ConstantScorer, Worker, row_states
+from tests.in_memory import OUTPUTS, Worker, row_states
 from tests.memory_kafka import kafka_in_memory
-from tests.streams_in_memory import LAW, app_of, assert_balances_close, streams
+from tests.streams_in_memory import LAW, a_past, app_of, assert_balances_close, streams
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,15 +46,7 @@ def test_however_the_stream_is_cut_state_examples_and_outcomes_are_the_same(
 def test_roll_forward_rebuilds_features_and_rows_from_what_was_published(
     stream: list[tuple[str, int, int, dict[str, Any]]], before: set[int], kept: int | None
 ) -> None:
-    """`kept` records survive in an older copy of the store; None: the store is empty and is rebuilt."""
-    app = app_of(stream)
-    live = Worker(app, scorer=ConstantScorer(0.3, n=4)).claim()
-    records = live.left()
-    survivor = App(machinery=app.machinery).backend
-    if kept is not None:
-        live.run(records[:kept])
-        survivor = copy.deepcopy(app.backend)
-    live.run_all(sorted(before)).run()
+    app, survivor = a_past(stream, before, kept)
     digest, rows, published = app.digest(), row_states(app.backend), {t: app.log.outputs(t) for t in OUTPUTS[:2]}
 
     app.backend = survivor

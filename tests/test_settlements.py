@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -11,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.in_memory import OUTPUTS, App, ConstantScorer, Machinery, Worker, a_shop, row_states
+from tests.in_memory import OUTPUTS, App, Machinery, Worker, a_shop, row_states
 from tests.memory_kafka import kafka_in_memory
-from tests.streams_in_memory import LAW, app_of, assert_balances_close, streams
+from tests.streams_in_memory import LAW, a_past, assert_balances_close, streams
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, pack_row, unpack_row
 from tidemill.core.settlements import Decided, Settlements
@@ -33,15 +32,7 @@ def kafka() -> Iterator[None]:
 def test_after_a_rebuild_every_outcome_is_still_counted_once(
     stream: list[tuple[str, int, int, dict[str, Any]]], before: set[int], kept: int | None
 ) -> None:
-    """`kept` records survive in an older copy of the store; None: the store is empty and is rebuilt."""
-    app = app_of(stream)
-    live = Worker(app, scorer=ConstantScorer(0.3, n=4)).claim()
-    records = live.left()
-    survivor = App(machinery=app.machinery).backend
-    if kept is not None:
-        live.run(records[:kept])
-        survivor = copy.deepcopy(app.backend)
-    live.run_all(sorted(before)).run()
+    app, survivor = a_past(stream, before, kept)
     digest, outcomes, published = app.digest(), app.log.outcomes(), {t: app.log.outputs(t) for t in OUTPUTS}
     rows = row_states(app.backend)
 

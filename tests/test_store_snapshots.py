@@ -8,24 +8,19 @@ import re
 import struct
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tidemill.apps import restoring
-from tidemill.apps.restoring import unfit
 from tidemill.core.records import Commit, Due, LatestDelta, PaneDelta, Partition, Span
 from tidemill.core.rows import Row, RowState, pack_row
 from tidemill.errors import FencedError, StateLostError, UnavailableError
 from tidemill.io import cut_store, redis_store
-from tidemill.io.cut_store import CutHead, CutStore, PartitionCut
+from tidemill.io.cut_store import CutHead, CutStore
 from tidemill.io.embedded import Servers, start_servers
 from tidemill.io.fill_store import FillStore
 from tidemill.io.redis_store import RedisStore
-from tidemill.io.store_snapshots import MANIFEST, StoreSnapshot, StoreSnapshots
 
 A = Partition("events", 0)
 B = Partition("labels", 0)
@@ -230,6 +225,7 @@ def test_a_restored_store_is_the_one_that_was_cut_under_a_new_incarnation(app: A
     assert view.partitions[A].applied == 20 and view.partitions[B].applied is None
     assert len(view.partitions[A].slices) == 20 and view.partitions[A].slices[-1] == (19, 20, SLICE)
     assert app.store.restored() == {"log_ends": {"log": [3]}}
+    assert not app.client.exists(*(f"tm:{{{app.name}}}:{name}" for name in ("restoring", "unfinished")))
     app.commit(chance)
 
 
@@ -261,6 +257,17 @@ def test_nobody_builds_on_what_a_stop_on_the_way_left(app: App, is_new: bool, mo
         worker.open_rebuild("other")
     assert worker.claim([A], may_create=is_new).partitions[A].applied is None
     assert worker.row_counts() == {} and not list(app.client.scan_iter(f"tm:{{{app.name}}}:[su]*"))
+
+
+def test_a_claim_does_not_take_a_store_that_somebody_begins_to_empty_again(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.store._empty("begin", "another")
+    worker = app.worker("1")
+    monkeypatch.setattr(worker, "wipe", lambda: None)  # it had ended when the other one began
+    for ask in (lambda: worker.claim([A], may_create=True), lambda: worker.open_rebuild("new")):
+        with pytest.raises(UnavailableError, match="TM-4108"):
+            ask()
 
 
 def test_nobody_claims_a_store_that_is_half_restored(app: App) -> None:
@@ -304,98 +311,3 @@ def test_guards_of_the_restore_are_needed(app: App, monkeypatch: pytest.MonkeyPa
     app.store.claim([A, B], may_create=False)
     with pytest.raises((pytest.fail.Exception, AssertionError)):
         test(app)
-
-
-# --- the object store
-
-
-def a_snapshot(id_: str, parts: Any = (), *, applied: int = 4, slices: dict[str, bytes] | None = None) -> StoreSnapshot:
-    head = CutHead(
-        "inc",
-        frozenset({"older"}),
-        "digest",
-        "groups",
-        {A: PartitionCut({"applied": str(applied), "watermark": "9"}, slices or {}), B: PartitionCut({})},
-    )
-    return StoreSnapshot(id_, 1_000, head, {"log": (1, 2)}, {A: (3, 1), B: (0, 0)}, 2, tuple(parts))
-
-
-def test_what_was_put_comes_back(tmp_path: Path) -> None:
-    place = StoreSnapshots(tmp_path, "app")
-    pages = [[(b"s:a", b"\x00\xff" * 100), (b"r:b", b"")], [(b"s:c", b"x")]]
-    parts = place.put_parts("1", pages)
-    snapshot = a_snapshot("1", parts, slices={"4": b"\x00raw"})
-    place.put_manifest(snapshot)
-    assert place.ids() == ["1"]
-    assert place.load("1") == snapshot
-    assert [pair for page in place.pages(place.load("1")) for pair in page] == [pair for page in pages for pair in page]
-
-
-def test_a_snapshot_without_manifest_does_not_exist_and_retention_clears_it_away(tmp_path: Path) -> None:
-    place = StoreSnapshots(tmp_path, "app")
-    for id_ in "123456":
-        parts = place.put_parts(id_, [[(b"s:a", b"v")]])
-        if id_ not in "26":  # these were never finished
-            place.put_manifest(a_snapshot(id_, parts))
-    assert place.ids() == ["5", "4", "3", "1"]
-    assert sorted(place.drop_old(2)) == ["1", "2", "3"]
-    assert place.ids() == ["5", "4"]
-    assert (tmp_path / "app" / "6").exists()  # it may be in the making
-    assert not list((tmp_path / "app" / "2").glob("*"))
-
-
-@pytest.mark.parametrize("what", ["part", "manifest"])
-def test_one_changed_byte_is_found_before_anything_is_restored(tmp_path: Path, what: str) -> None:
-    place = StoreSnapshots(tmp_path, "app")
-    place.put_manifest(a_snapshot("1", place.put_parts("1", [[(b"s:a", b"v" * 50)]])))
-    path = tmp_path / "app" / "1" / ("part-00000" if what == "part" else MANIFEST)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(bytes(data))
-    with pytest.raises(StateLostError, match="TM-4115"):
-        place.check(place.load("1"))
-
-
-def test_a_snapshot_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
-    place = StoreSnapshots(tmp_path, "app")
-    place.put_manifest(a_snapshot("1"))
-    with pytest.raises(StateLostError, match="TM-4115 there is no snapshot 2; there is 1"):
-        place.load("2")
-
-
-def test_a_store_that_lost_a_second_reads_the_logs_from_its_newest_snapshot_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = StoreSnapshots(tmp_path, "app")
-    place.put_manifest(a_snapshot("1", applied=4))
-    place.put_manifest(replace(a_snapshot("2", applied=8), log_ends={"log": (7, 7)}))
-    monkeypatch.setattr(restoring, "snapshots_of", lambda _settings: place)
-
-    class Store:
-        incarnation = "inc"
-
-        def restored(self) -> dict[str, Any]:
-            return {"log_ends": {"log": [0, 1]}, "partitions": []}
-
-    logs_stood = restoring.LogsStood(None, Store())  # type: ignore[arg-type]
-    assert logs_stood({A: (9, 12), B: (0, 3)}) == logs_stood({A: (8, 12)}) == {"log_ends": {"log": [7, 7]}}
-    assert logs_stood({A: (7, 12)}) == {"log_ends": {"log": [1, 2]}}
-    assert logs_stood({A: (3, 12)}) == Store().restored()
-    monkeypatch.setattr(Store, "incarnation", "another")
-    assert logs_stood({A: (9, 12)}) == Store().restored()
-
-
-def test_a_snapshot_fits_the_group_whose_log_it_was_cut_from() -> None:
-    snapshot, starts = a_snapshot("1"), {A: 0, B: 0}
-    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, starts) is None
-    assert unfit(snapshot, "digest", {A: (4, "inc/mark"), B: (None, "")}, starts) is None
-    assert "configuration" in str(unfit(snapshot, "other", {A: (7, "inc")}, starts))
-    assert "the group's offsets are of another" in str(unfit(snapshot, "digest", {A: (7, "another")}, starts))
-    assert "moved back" in str(unfit(snapshot, "digest", {A: (3, "inc")}, starts))
-    assert unfit(a_snapshot("1", slices={"4": b"unsent"}), "digest", {A: (3, "inc")}, starts) is None
-    # A log that was cut behind the snapshot cannot lead on from it, where the group went on.
-    applied = 4
-    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied, B: 9}) is None
-    assert "begins at 5" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied + 1, B: 9}))
-    assert unfit(snapshot, "digest", {A: (applied, "inc")}, {A: applied + 1}) is None
-    assert "stands at 0 of labels[0]" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (3, "inc")}, {A: 0, B: 2}))

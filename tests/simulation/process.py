@@ -276,7 +276,7 @@ class Workshop:
                 "Bisecting": lambda settings, *, report: Deaf(),
                 "died_before": lambda file: False,
                 "NewestSnapshot": lambda settings, report: lambda committed: False,
-                "LogsStood": lambda settings, store: lambda ranges: {},
+                "LastCut": lambda settings, store: lambda ranges: {},
                 "time": clock,
             },
             wholeness: {"time": clock},

@@ -17,7 +17,7 @@ from tidemill.apps.cycle import Cycle, CycleReport
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.models import make_models
 from tidemill.apps.publishing import Publishing
-from tidemill.apps.restoring import LogsStood, NewestSnapshot
+from tidemill.apps.restoring import LastCut, NewestSnapshot
 from tidemill.apps.roll_forward import RollForward
 from tidemill.apps.schema_lookup import open_schemas
 from tidemill.apps.topics import ensure_output_topics
@@ -119,7 +119,7 @@ class Engine:
                 decoder=self._decoder,
                 store=self._store,
                 report=report,
-                restored=LogsStood(settings, self._store),
+                last_cut=LastCut(settings, self._store),
             ),
             report=report,
             restore=NewestSnapshot(settings, report),

@@ -62,8 +62,8 @@ class NewestSnapshot:
         return True
 
 
-class LogsStood:
-    """Where the logs of outputs stood before ranges were applied: whoever applies them again reads from there on.
+class LastCut:
+    """The last cut of the store before ranges were applied: where the logs of outputs stood then, the ranges' begin.
 
     A store that lost its last second would else read all that the app ever published.
     """

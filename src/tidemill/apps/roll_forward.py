@@ -75,10 +75,10 @@ class RollForward:
         decoder: InputDecoder,
         store: Store,
         report: Callable[[str], None],
-        restored: Callable[[Mapping[Partition, tuple[int, int]]], Mapping[str, Any]] = lambda _ranges: {},
+        last_cut: Callable[[Mapping[Partition, tuple[int, int]]], Mapping[str, Any]] = lambda _ranges: {},
     ) -> None:
-        """`restored`: from which cut on the ranges were applied (apps/restoring.py); empty = it is not known."""
-        self._restored = restored
+        """`last_cut`: of the store, before some ranges were applied (apps/restoring.py); empty = it is not known."""
+        self._last_cut = last_cut
         self._client_settings = client_settings
         self._pipeline = pipeline
         self._decoder = decoder
@@ -92,14 +92,14 @@ class RollForward:
             StateLostError: TM-4207, outputs of the ranges were deleted; nothing was decided without them.
         """
         began = time.monotonic()
-        restored = self._restored(ranges)
-        recorded = self._recorded(ranges, restored)
-        if restored.get("log_ends") and offsets_without_record(recorded, ranges):
+        cut = self._last_cut(ranges)
+        recorded = self._recorded(ranges, cut)
+        if cut.get("log_ends") and offsets_without_record(recorded, ranges):
             # The cut was of a store that was itself behind the log: what it lacked had been published before.
-            restored = {**restored, "log_ends": {}}
-            recorded = self._recorded(ranges, restored)
-        labelled = Labelled(self._examples(restored), recorded, self._pipeline.examples_topic)
-        served = self._published(ranges, restored, labelled)
+            cut = {**cut, "log_ends": {}}
+            recorded = self._recorded(ranges, cut)
+        labelled = Labelled(self._examples(cut), recorded, self._pipeline.examples_topic)
+        served = self._published(ranges, cut, labelled)
         self._refuse_gaps(ranges, recorded, served)
         settlements = Settlements(recorded)
         applied = {partition: start for partition, (start, _) in ranges.items()}
@@ -167,13 +167,13 @@ class RollForward:
                 break
 
     def _published(
-        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any], labelled: Labelled
+        self, ranges: Mapping[Partition, tuple[int, int]], cut: Mapping[str, Any], labelled: Labelled
     ) -> PublishedPredictions:
         index_of = {topic.name: index for index, topic in enumerate(self._pipeline.spec.topics)}
         tables: list[pa.Table] = []
         sources: list[tuple[int, int, int]] = []
         label_first: list[tuple[str, int]] = []
-        for messages in self._read(self._pipeline.predictions_topic, restored):
+        for messages in self._read(self._pipeline.predictions_topic, cut):
             found = decode("prediction.v1", [message.value() for message in messages])
             keep = []
             origins = zip(*(found.column(name).to_pylist() for name in ("topic", "partition", "offset")), strict=True)
@@ -190,8 +190,8 @@ class RollForward:
         rows = pa.concat_tables(tables) if tables else SERVED.empty_table()
         return PublishedPredictions(rows, sources, label_first, labelled)
 
-    def _examples(self, restored: Mapping[str, Any]) -> Iterator[Example]:
-        for messages in self._read(self._pipeline.examples_topic, restored):
+    def _examples(self, cut: Mapping[str, Any]) -> Iterator[Example]:
+        for messages in self._read(self._pipeline.examples_topic, cut):
             found = decode("example.v1", without_commands([message.value() for message in messages]))
             columns = [found.column(name).to_pylist() for name in ("kind", *Example._fields)]
             for kind, *fields in zip(*columns, strict=True):
@@ -199,13 +199,13 @@ class RollForward:
                     yield Example(*fields)
 
     def _recorded(
-        self, ranges: Mapping[Partition, tuple[int, int]], restored: Mapping[str, Any]
+        self, ranges: Mapping[Partition, tuple[int, int]], cut: Mapping[str, Any]
     ) -> dict[Partition, list[Decided]]:
         """The commit records of the ranges, by partition; a roll-forward before may have ended within the first one."""
         # At the very position of a cut, a commit that moved no offset is in it if the cut's outbox held its record.
-        in_cut = {name for place in restored.get("partitions", ()) for name in place["known"]}
+        in_cut = {name for place in cut.get("partitions", ()) for name in place["known"]}
         recorded: dict[Partition, list[Decided]] = {}
-        for messages in self._read(self._pipeline.commits_topic, restored):
+        for messages in self._read(self._pipeline.commits_topic, cut):
             values = [message.value() for message in messages]
             for value, row in zip(values, decode("commit.v1", values).to_pylist(), strict=True):
                 place = Partition(row["topic"], row["partition"])
@@ -218,9 +218,9 @@ class RollForward:
                 recorded.setdefault(place, []).append(Decided(*(told[name] for name in Decided._fields)))
         return recorded
 
-    def _read(self, topic: str, restored: Mapping[str, Any]) -> Iterator[list[Any]]:
-        """A log from where it stood when the store was cut; all of it when the store was never restored."""
-        starts = restored.get("log_ends", {}).get(topic)
+    def _read(self, topic: str, cut: Mapping[str, Any]) -> Iterator[list[Any]]:
+        """A log from where it stood when the store was cut; all of it when the store was never cut."""
+        starts = cut.get("log_ends", {}).get(topic)
         if starts is None:
             return read_topic(self._client_settings, topic)
         return read_topic_from(self._client_settings, topic, starts)

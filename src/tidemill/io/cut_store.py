@@ -18,7 +18,7 @@ from tidemill.core.records import Due, Partition
 from tidemill.errors import FencedError, StateLostError, UnavailableError
 from tidemill.io.commit_arguments import Argument, parse_partition, partition_name
 from tidemill.io.redis_connection import RedisConnection
-from tidemill.io.redis_store import LIFETIME_MS, held_keys, load_script
+from tidemill.io.redis_store import LIFETIME_MS, keys_to_delete, load_script
 from tidemill.io.store_answers import being_restored, store_not_empty
 
 PAGE_KEYS = 1_000  # per script: 1 MB of 1 kB values, about a millisecond of the server
@@ -161,10 +161,8 @@ class CutStore:
                     "want that, stop all workers and run `tidemill restore --replace`",
                 )
             raise store_not_empty(self._app, parse_partition(answer[1]))
-        for keys in self._connection.scan(f"{self._prefix}*"):
-            left = [key for key in keys if key not in held_keys(self._prefix)]
-            for first in range(0, len(left), PAGE_KEYS):
-                self._run("restore", "delete", *left[first : first + PAGE_KEYS])
+        for keys in keys_to_delete(self._connection, self._prefix):
+            self._run("restore", "delete", *keys)
 
     def put(self, pairs: Iterable[Pair], due: Iterable[Due]) -> None:
         """Write keys as `pages` gave them, and the due entries of the rows among them."""

@@ -43,7 +43,7 @@ from tidemill.io.store_answers import (
     store_not_empty,
 )
 
-__all__ = ["ClaimView", "ClaimedPartition", "RedisStore", "held_keys", "load_script"]
+__all__ = ["ClaimView", "ClaimedPartition", "RedisStore", "keys_to_delete", "load_script"]
 
 VERSION_MIN = (7, 0)  # the first one whose scripts state their flags, on which atomicity under maxmemory rests
 SCRIPT_NAMES = ("claim", "commit", "empty", "marks", "positions", "published", "rebuild", "release", "start", "touch")
@@ -167,10 +167,7 @@ class RedisStore:
         created = self._random_hex(8) if may_create else ""
         names = [partition_name(partition) for partition in partitions]
         stated = (self._config_digest, created, self._features)
-        answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
-        if answer[0] == b"unfinished":
-            self.wipe()  # left by who was stopped; TM-4108 while somebody is at it
-            answer = self._connection.run(self._script("claim", self._token, *stated, *names))[0]
+        answer = self._on_whole_store("claim", self._token, *stated, *names)
         if answer[0] == b"other configuration":
             raise other_configuration(self._app, ours=self._config_digest, found=answer[1].decode())
         if answer[0] == b"lost":
@@ -195,12 +192,9 @@ class RedisStore:
             earlier: the incarnations found in committed offsets; the new one descends from them.
         Raises:
             StateLostError: TM-4105, positions are left, so only a part of the store is gone.
+            UnavailableError: TM-4108, somebody restores or empties it.
         """
-        words = (new_incarnation, *filter(None, earlier))
-        answer = self._connection.run(self._script("rebuild", *words))[0]
-        if answer[0] == b"unfinished":
-            self.wipe()
-            answer = self._connection.run(self._script("rebuild", *words))[0]
+        answer = self._on_whole_store("rebuild", new_incarnation, *filter(None, earlier))
         if answer[0] == b"not empty":
             raise store_not_empty(self._app, parse_partition(answer[1]))
         return str(answer[1].decode())
@@ -317,12 +311,21 @@ class RedisStore:
         Raises:
             UnavailableError: TM-4108, somebody else restores or empties it, or we were silent for too long.
         """
-        held, token = held_keys(self._prefix), self._random_hex(8)
+        token = self._random_hex(8)
         self._empty("begin", token)
-        for keys in self._connection.scan(f"{self._prefix}*"):
-            if left := [key for key in keys if key not in held]:
-                self._empty("delete", token, *left)
+        for keys in keys_to_delete(self._connection, self._prefix):
+            self._empty("delete", token, *keys)
         self._empty("end", token)
+
+    def _on_whole_store(self, script: str, *arguments: Argument) -> Any:
+        """The answer of a script; first what is left by who was stopped while he emptied or restored it is deleted."""
+        answer = self._connection.run(self._script(script, *arguments))[0]
+        if answer[0] == b"unfinished":
+            self.wipe()
+            answer = self._connection.run(self._script(script, *arguments))[0]
+            if answer[0] == b"unfinished":  # somebody has begun meanwhile
+                raise being_restored(self._app)
+        return answer
 
     def _empty(self, step: str, token: str, *keys: bytes) -> None:
         answer = self._connection.run(self._script("empty", step, token, LIFETIME_MS, *keys))[0]
@@ -347,9 +350,12 @@ class RedisStore:
         _raise_if_fenced(answer)
 
 
-def held_keys(prefix: str) -> frozenset[bytes]:
-    """What says that a store is being emptied or restored: the last to go."""
-    return frozenset({f"{prefix}restoring".encode(), f"{prefix}unfinished".encode()})
+def keys_to_delete(connection: RedisConnection, prefix: str) -> Iterator[list[bytes]]:
+    """The app's keys, but those that say that its store is being emptied or restored: they are the last to go."""
+    held = {f"{prefix}restoring".encode(), f"{prefix}unfinished".encode()}
+    for keys in connection.scan(f"{prefix}*"):
+        if found := [key for key in keys if key not in held]:
+            yield found
 
 
 def _raise_if_fenced(answer: Sequence[bytes]) -> None:
