@@ -26,7 +26,7 @@ from tidemill.io.model_snapshots import ModelSnapshots
 
 RESTART_BUDGET_S = 15.0  # committed progress again, restarted in its slot
 TAKEOVER_BUDGET_S = 25.0  # another worker's committed progress on the dead one's partitions
-KILLS_FROM, KILLS_TO = 0.02, 0.85  # share of the records; later there may be nothing left to recover with
+KILLS_FROM, KILLS_TO = 0.02, 0.85  # share of the records; a kill needs some left to recover with
 LOOK_S = 0.004
 JITTER_S = 0.08  # about a cycle: the kill falls anywhere in it
 STALL_S = 90.0
@@ -86,6 +86,7 @@ def run(
     workers: int = 1,
     kills: int = 0,
     seed: int = 1,
+    kills_to: float = KILLS_TO,
     snapshot_every: int = 20_000,
     undisturbed: Result | None = None,
     has_loop: bool = False,
@@ -94,6 +95,7 @@ def run(
     """A whole campaign.
 
     Args:
+        kills_to: share of the records after which no kill is planned; the fewer records there are, the earlier.
         has_loop: monitor and trainer run as well and are killed as well; the workers do not wait for them, so what
             models learned depends on the moment, and only a fresh fold of this run's log can judge it.
         folder: does not exist yet; the app's YAML, slots, snapshots and logs go there.
@@ -109,7 +111,7 @@ def run(
         processes += team
         loop = [RoleProcess(stream, "monitor"), RoleProcess(stream, "trainer")] if has_loop else []
         processes += loop
-        _kill_some(stream, team, loop, _plan(stream.total, kills, seed), seed, result, report)
+        _kill_some(stream, team, loop, _plan(stream.total, kills, kills_to, seed), seed, result, report)
         _wait(stream, processes, stream.is_drained, "the end")
         # One that was restarted last may still be starting, and would die of TERM rather than stop.
         _wait(stream, processes, lambda: len(_owners(stream, team)) == workers, "all workers in the group")
@@ -131,10 +133,10 @@ def run(
     return result
 
 
-def _plan(total: int, kills: int, seed: int) -> list[int]:
+def _plan(total: int, kills: int, kills_to: float, seed: int) -> list[int]:
     """The record counts after which to kill."""
     places = random.Random(seed)
-    return sorted(int(total * places.uniform(KILLS_FROM, KILLS_TO)) for _ in range(kills))
+    return sorted(int(total * places.uniform(KILLS_FROM, kills_to)) for _ in range(kills))
 
 
 def _kill_some(
