@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.labels import EventEntry, Joined, LabelEntry, due_time, join_labels, label_values
+from tidemill.core.label_rule import label_values
+from tidemill.core.labels import EventEntry, Joined, LabelEntry, join_labels, names_aside
 from tidemill.core.records import Due, Outcome, Partition
-from tidemill.core.rows import Row, RowState, pack_row, unpack_row
+from tidemill.core.rows import Row, RowState, due_time, pack_row, unpack_row
 from tidemill.core.settlements import Decided, Example, Labelled
 from tidemill.core.spec import Condition, LabelSpec
 
@@ -42,17 +43,19 @@ class Log:
             entries.append(EventEntry(*place) if kind == EVENTS else LabelEntry(*place, label[0]))  # type: ignore[arg-type]
             orders[kind] += 1
             self.offset += 1
+        labelled: Labelled | None = more.get("labelled")  # type: ignore[assignment]
+        names = [entry.id for entry in entries] + ([] if labelled is None else names_aside(entries, labelled))
         due = [(d, self.rows.get(d.id)) for d in self.due.values() if d.time < watermark]
         joined = join_labels(
             spec=SPEC,
             topic_names=TOPICS,
             entries=entries,
-            rows={e.id: self.rows.get(e.id) for e in entries},
+            rows={name: self.rows.get(name) for name in names},
             due=due,
             due_before=watermark,
             published=more.get("published", {}),  # type: ignore[arg-type]
             predicted=more.get("predicted"),  # type: ignore[arg-type]
-            labelled=more.get("labelled"),  # type: ignore[arg-type]
+            labelled=labelled,
             label_columns={1: LABEL_COLUMNS},
         )
         if joined.blocked_at >= 0:

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tidemill.apps.audit_logs import Logs
 from tidemill.apps.dead_letters import KafkaMessage
-from tidemill.core.labels import label_values
+from tidemill.core.label_rule import label_values
 from tidemill.core.records import Int64s, Kind, Partition, Span
 from tidemill.core.spec import AppSpec
 from tidemill.io.source import SourceRecord

@@ -17,9 +17,8 @@ from tidemill.apps.clients import clients_of
 from tidemill.apps.models import store_place
 from tidemill.apps.roll_forward import name_of_record
 from tidemill.config import Settings, config_digest
-from tidemill.core.labels import due_time
 from tidemill.core.records import Due, Partition
-from tidemill.core.rows import partition_of, unpack_row
+from tidemill.core.rows import due_time, partition_of, unpack_row
 from tidemill.core.spec import AppSpec
 from tidemill.core.topic_names import commits_topic
 from tidemill.errors import StateLostError

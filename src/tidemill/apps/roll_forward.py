@@ -155,7 +155,7 @@ class RollForward:
         """
         turn = Turn(batch, settlements.watermark, owned, worker="roll-forward", number=number)
         wanted = tuple(sorted(batch.spans)) if turn.group_watermark >= 0 else ()
-        reads = replace(self._pipeline.reads(turn), due_partitions=wanted, due_limit=DUE_ROWS_MAX)
+        reads = replace(self._pipeline.reads_again(turn, served), due_partitions=wanted, due_limit=DUE_ROWS_MAX)
         while True:
             view = self._store.read(reads)
             chosen = settlements.choose(view.due)

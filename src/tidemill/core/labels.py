@@ -9,43 +9,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import ceil, floor
 from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from tidemill.core.open_rows import OpenRow, OpenRows
 from tidemill.core.records import Due, Outcome, Partition
-from tidemill.core.rows import Row, RowState, partition_of, unpack_row
+from tidemill.core.rejoining import is_aside, name_aside, row_of_event, row_of_label
+from tidemill.core.rows import Row, RowState, due_time, partition_of
 from tidemill.core.settlements import Example, Labelled
-from tidemill.core.spec import Condition, LabelSpec
-
-
-def label_values(spec: LabelSpec, columns: pa.RecordBatch) -> npt.NDArray[np.int8]:
-    """1 where any condition of the label rule holds, else 0; shape (rows,). A null field satisfies no condition."""
-    positive = np.zeros(columns.num_rows, dtype=bool)
-    for condition in spec.positive_if_any:
-        holds = _holds(condition, columns.column(condition.field))
-        positive |= pc.fill_null(holds, False).to_numpy(zero_copy_only=False)
-    return positive.astype(np.int8)
-
-
-def _holds(condition: Condition, column: pa.Array) -> pa.Array:
-    # Whole numbers are compared as such: a float64 does not hold the largest ones, and Arrow then refuses all.
-    is_whole = pa.types.is_integer(column.type)
-    if condition.above is not None:
-        return pc.greater(column, floor(condition.above) if is_whole else condition.above)
-    if condition.at_least is not None:
-        return pc.greater_equal(column, ceil(condition.at_least) if is_whole else condition.at_least)
-    if condition.below is not None:
-        return pc.less(column, ceil(condition.below) if is_whole else condition.below)
-    if condition.one_of is not None:
-        return pc.is_in(column, value_set=pa.array(condition.one_of, column.type))
-    return pc.equal(column, pa.scalar(condition.equals, column.type))
+from tidemill.core.spec import LabelSpec
 
 
 class EventEntry(NamedTuple):
@@ -105,21 +80,6 @@ class Amendment(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Open:
-    """A row while the batch works on it; whatever it becomes has `next_revision`."""
-
-    revision: int
-    before: tuple[Partition, int] | None  # (partition, time) of the due entry as read
-    row: Row | None
-    event_order: int = -1  # the pending event is of this batch
-    is_changed: bool = False
-
-    @property
-    def next_revision(self) -> int:
-        return self.revision + 1
-
-
-@dataclass(slots=True)
 class Joined:
     """The result of `join_labels`; see the module's docstring. `rows` holds None where a row ends.
 
@@ -146,15 +106,6 @@ class Joined:
         if counter is None:
             counter = self.outcomes[partition] = Counter()
         counter[outcome] += 1
-
-
-def due_time(spec: LabelSpec, row: Row) -> int:
-    """When the row must be looked at again, in event time."""
-    if row.state is RowState.PENDING:
-        return row.event_time + spec.wait_ms + spec.allowed_lateness_ms
-    if row.state is RowState.WAITING:
-        return row.label_time + spec.wait_ms + spec.allowed_lateness_ms
-    return row.event_time + max(spec.dedup_window_ms, spec.wait_ms + spec.allowed_lateness_ms)
 
 
 def join_labels(
@@ -187,37 +138,51 @@ def join_labels(
         StateLostError: TM-4207, in a roll-forward: the example of a label is gone.
     """
     result = Joined()
-    opened: dict[str, _Open] = {}
-
-    def open_row(id_: str, packed: bytes | None) -> _Open:
-        found = opened.get(id_)
-        if found is None:
-            row = None if packed is None else unpack_row(packed)
-            before = None if row is None else (partition_of(row, topic_names), due_time(spec, row))
-            found = opened[id_] = _Open(row.revision if row else 0, before, row)
-        return found
-
+    opened = OpenRows(rows, spec, topic_names)
     for entry, packed in due:
-        slot = open_row(entry.id, packed)
+        slot = opened.open(entry.id, packed)
         # In a roll-forward the log has told which rows ended, whatever today's windows say.
         if slot.row is not None and (labelled is not None or due_time(spec, slot.row) < due_before):
             _settle_due(slot, entry, result)
 
     for item in entries:
-        slot = open_row(item.id, rows[item.id])
+        slot = opened[item.id] if labelled is None else _row_again(item, opened, topic_names, predicted, labelled)
         if isinstance(item, EventEntry):
             _take_event(item, slot, topic_names, predicted, labelled, result)
         elif not _take_label(item, slot, spec, topic_names, published, labelled, label_columns, result):
             result.blocked_at = item.position
             return result
 
-    for id_, slot in opened.items():
-        if slot.is_changed:
-            _close(id_, slot, spec, topic_names, result)
+    for name, slot in opened.changed():
+        _close(name, slot, spec, topic_names, result)
     return result
 
 
-def _settle_due(slot: _Open, entry: Due, result: Joined) -> None:
+def names_aside(entries: Iterable[EventEntry | LabelEntry], labelled: Labelled) -> list[str]:
+    """The rows aside that these may meet in a roll-forward."""
+    times = (
+        (item.id, item.time if isinstance(item, EventEntry) else labelled.event_time(item.id, item.time, item.label))
+        for item in entries
+    )
+    return list(dict.fromkeys(name_aside(id_, time) for id_, time in times if time is not None))
+
+
+def _row_again(
+    item: EventEntry | LabelEntry,
+    opened: OpenRows,
+    topic_names: tuple[str, ...],
+    predicted: frozenset[tuple[int, int, int]] | None,
+    labelled: Labelled,
+) -> OpenRow:
+    if isinstance(item, LabelEntry):
+        place = Partition(topic_names[item.topic_index], item.partition)
+        return row_of_label(item.id, item.time, item.label, place, item.offset, opened, labelled)
+    if predicted is None or (item.topic_index, item.partition, item.offset) not in predicted:
+        return opened[item.id]
+    return row_of_event(item.id, item.time, opened, labelled)
+
+
+def _settle_due(slot: OpenRow, entry: Due, result: Joined) -> None:
     row = slot.row
     assert row is not None
     if row.state in (RowState.PENDING, RowState.WAITING):
@@ -233,7 +198,7 @@ def _settle_due(slot: _Open, entry: Due, result: Joined) -> None:
 
 def _take_event(
     event: EventEntry,
-    slot: _Open,
+    slot: OpenRow,
     topic_names: tuple[str, ...],
     predicted: frozenset[tuple[int, int, int]] | None,
     labelled: Labelled | None,
@@ -272,7 +237,7 @@ def _take_event(
 
 def _take_label(
     label: LabelEntry,
-    slot: _Open,
+    slot: OpenRow,
     spec: LabelSpec,
     topic_names: tuple[str, ...],
     published: Mapping[Partition, int],
@@ -285,7 +250,7 @@ def _take_label(
     row = slot.row
     if labelled is not None:
         labelled.expect_example_of_label(partition, label.offset, id_=label.id, label_time=label.time)
-    if row is None or _was_forgotten(row, label, partition, spec, labelled) or _waits_in_vain(row, label, labelled):
+    if row is None or _was_forgotten(row, label, partition, spec, labelled):
         if labelled is not None and not labelled.has_record(partition, label.offset):
             return True  # it met a row that is not here yet, or no more: it left nothing
         result.count(partition, Outcome.WAITING)
@@ -338,17 +303,10 @@ def _was_forgotten(
     return due_time(spec, row) < labelled.forgotten_before(partition, label.offset)
 
 
-def _waits_in_vain(row: Row, label: LabelEntry, labelled: Labelled | None) -> bool:
-    """In a roll-forward: another label of the id waits, and this is the one that joined. Partitions are applied again
-    by several workers, so a label may come before one that was earlier the first time."""
-    if labelled is None or row.state is not RowState.WAITING:
-        return False
-    is_joined = labelled.has_label(label.id, label.time, label.label)
-    return is_joined and not labelled.has_label(label.id, row.label_time, row.label)
-
-
-def _close(id_: str, slot: _Open, spec: LabelSpec, topic_names: tuple[str, ...], result: Joined) -> None:
+def _close(id_: str, slot: OpenRow, spec: LabelSpec, topic_names: tuple[str, ...], result: Joined) -> None:
     row = slot.row
+    if row is not None and row.state is RowState.JOINED and is_aside(id_):
+        row = None  # both have come: nobody asks for it any more
     after = None if row is None else (partition_of(row, topic_names), due_time(spec, row))
     if slot.before is not None and (after is None or after[0] != slot.before[0]):
         result.due_remove.append(Due(slot.before[0], id_, slot.before[1]))

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import itemgetter
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from tidemill.core.features import EventRows, FeaturePlan, LabelRows
-from tidemill.core.labels import EventEntry, Joined, LabelEntry, columns_of_labels, join_labels, label_values
-from tidemill.core.ports import Codec, Scorer
+from tidemill.core.label_rule import label_values
+from tidemill.core.labels import EventEntry, Joined, LabelEntry, columns_of_labels, join_labels, names_aside
+from tidemill.core.ports import Codec, Scorer, Served
 from tidemill.core.records import Batch, Commit, Kind, Outcome, Output, Partition, Reads, StateView, TopFeatures
 from tidemill.core.rows import pack_row, revision_of
 from tidemill.core.rules import outliers
-from tidemill.core.settlements import Labelled
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import (
     OUTLIER,
@@ -67,24 +66,6 @@ class StepOutcome:
     blocked_at: int = -1
 
 
-class Served(Protocol):
-    """What was published of a range of events: a roll-forward uses it instead of scoring again."""
-
-    @property
-    def sources(self) -> frozenset[tuple[int, int, int]]:
-        """(topic index, partition, offset) of every published prediction of the range."""
-        ...
-
-    @property
-    def labelled(self) -> Labelled:
-        """The labels that joined."""
-        ...
-
-    def columns(self, events: Sequence[EventEntry]) -> pa.RecordBatch:
-        """Features and scores as served (core.tables.SERVED), one row per event."""
-        ...
-
-
 class Pipeline:
     """The stages of one app, built once from its declaration."""
 
@@ -114,6 +95,12 @@ class Pipeline:
             due_partitions=tuple(sorted(turn.owned)) if turn.group_watermark >= 0 else (),
             due_before=turn.group_watermark,
         )
+
+    def reads_again(self, turn: Turn, served: Served) -> Reads:
+        """What a batch needs in a roll-forward: rows aside as well."""
+        reads = self.reads(turn)
+        entries, _ = self._entries(turn.batch)
+        return replace(reads, ids=(*reads.ids, *names_aside(entries, served.labelled)))
 
     def first_position(self, turn: Turn, ids: frozenset[str]) -> int:
         """The position of the first event or label with one of these ids; -1 when the batch has none."""

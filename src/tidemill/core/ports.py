@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from tidemill.core.labels import EventEntry
 from tidemill.core.records import (
     Commit,
     DeadLetter,
@@ -19,6 +20,7 @@ from tidemill.core.records import (
     Scores,
     StateView,
 )
+from tidemill.core.settlements import Labelled
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +92,21 @@ class Codec(Protocol):
     def dead_letter(self, letter: DeadLetter) -> Output: ...
 
     def pack_slice(self, outputs: Sequence[Output]) -> bytes: ...
+
+
+class Served(Protocol):
+    """What was published of a range of events: a roll-forward uses it instead of scoring again."""
+
+    @property
+    def sources(self) -> frozenset[tuple[int, int, int]]:
+        """(topic index, partition, offset) of every published prediction of the range."""
+        ...
+
+    @property
+    def labelled(self) -> Labelled:
+        """The labels that joined."""
+        ...
+
+    def columns(self, events: Sequence[EventEntry]) -> pa.RecordBatch:
+        """Features and scores as served (core.tables.SERVED), one row per event."""
+        ...

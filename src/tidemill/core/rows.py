@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from tidemill.core.records import Partition
+from tidemill.core.spec import LabelSpec
 
 
 class RowState(IntEnum):
@@ -57,3 +58,12 @@ def revision_of(packed: bytes | None) -> int:
 def partition_of(row: Row, topic_names: tuple[str, ...]) -> Partition:
     """The input partition of the record that made the row."""
     return Partition(topic_names[row.topic_index], row.partition)
+
+
+def due_time(spec: LabelSpec, row: Row) -> int:
+    """When the row must be looked at again, in event time."""
+    if row.state is RowState.PENDING:
+        return row.event_time + spec.wait_ms + spec.allowed_lateness_ms
+    if row.state is RowState.WAITING:
+        return row.label_time + spec.wait_ms + spec.allowed_lateness_ms
+    return row.event_time + max(spec.dedup_window_ms, spec.wait_ms + spec.allowed_lateness_ms)

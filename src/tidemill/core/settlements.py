@@ -61,7 +61,7 @@ class Labelled:
         """`records`: the commit records of the ranges that are applied again. `topic`: where the examples are from."""
         self._topic = topic
         self._examples = frozenset(examples)
-        self._labels = {(one.id, one.label_time, one.label) for one in self._examples}
+        self._event_times = {(one.id, one.label_time, one.label): one.event_time for one in self._examples}
         commits = [(partition, commit) for partition, found in records.items() for commit in found]
         self._joined = {(partition, offset) for partition, commit in commits for offset in commit.joined}
         self._waiting = {(p, offset): commit.group_watermark for p, commit in commits for offset in commit.waiting}
@@ -69,9 +69,9 @@ class Labelled:
     def __contains__(self, example: Example) -> bool:
         return example in self._examples
 
-    def has_label(self, id_: str, label_time: int, label: int) -> bool:
-        """It joined, at once or after it had waited."""
-        return (id_, label_time, label) in self._labels
+    def event_time(self, id_: str, label_time: int, label: int) -> int | None:
+        """Of the event that a label joined, at once or after it had waited; None: it joined none."""
+        return self._event_times.get((id_, label_time, label))
 
     def expect_example_of_label(self, partition: Partition, offset: int, *, id_: str, label_time: int) -> None:
         """Hold a label that is about to be applied to the log: one that a commit names as joined has an example.
@@ -80,7 +80,9 @@ class Labelled:
             StateLostError: TM-4207, the example is gone.
         """
         # 0 or 1: the rule that makes a label of a record may be another since.
-        if (partition, offset) in self._joined and not any(self.has_label(id_, label_time, is_) for is_ in (0, 1)):
+        if (partition, offset) in self._joined and not any(
+            (id_, label_time, is_) in self._event_times for is_ in (0, 1)
+        ):
             raise outputs_gone(self._topic, f"the label at {partition}@{offset} was joined and has no example")
 
     def expect_examples_of_events(self, events: Iterable[tuple[str, int]]) -> None:
