@@ -211,7 +211,7 @@ class MemoryReader:
         """There is no connection."""
 
 
-def _read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
+def _read_to_end(settings: Mapping[str, Any], topic: str, starts: Sequence[int] = ()) -> Iterator[list[Message]]:
     log: MemoryLog = settings["log"]
     yield [Message(o.key, o.value, o.headers, -1, at) for at, o in enumerate(log.outputs(topic))]
 
@@ -235,7 +235,7 @@ def kafka_in_memory() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(publishing_module, "TransactionalWriter", MemoryWriter))
         stack.enter_context(mock.patch.object(roll_forward_module, "LogReader", MemoryReader))
-        stack.enter_context(mock.patch.object(roll_forward_module, "read_topic", _read_topic))
+        stack.enter_context(mock.patch.object(roll_forward_module, "read_to_end", _read_to_end))
         client = SimpleNamespace(committed_offsets=_committed_offsets, log_bounds=_log_bounds)
         stack.enter_context(mock.patch.object(claims_module, "kafka", client))
         yield

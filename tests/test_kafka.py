@@ -12,7 +12,7 @@ from tidemill.core.records import Output, Partition
 from tidemill.errors import FencedError, StateLostError, UnavailableError
 from tidemill.io import kafka
 from tidemill.io.embedded import Servers
-from tidemill.io.kafka_reader import LogReader, read_topic
+from tidemill.io.kafka_reader import LogReader, read_to_end, read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
 
 pytestmark = pytest.mark.servers
@@ -179,6 +179,24 @@ def test_open_transaction_hides_its_records_and_its_offsets_until_the_next_write
     while reader.position < 2 and time.monotonic() < deadline:
         assert reader.read(until_offset=None, timeout_s=0.05, max_records=10) == []
     assert reader.position == 2
+
+
+def test_who_reads_to_the_end_gets_what_was_committed_behind_an_open_transaction(
+    clients: dict[str, object], topic: str, app_name: str
+) -> None:
+    """A rebuild that missed it would decide the past anew."""
+    torn = Producer({**clients, "transactional.id": app_name, "transaction.timeout.ms": 2_000})
+    torn.init_transactions(10)
+    torn.begin_transaction()
+    torn.produce(topic, b"torn")
+    torn.flush(10)
+    whole = Producer({**clients, "transactional.id": f"{app_name}.2"})
+    whole.init_transactions(10)
+    whole.begin_transaction()
+    whole.produce(topic, b"whole")
+    whole.commit_transaction(10)
+    assert values(clients, topic) == []
+    assert [m.value() for messages in read_to_end(clients, topic) for m in messages] == [b"whole"]
 
 
 def test_abandoned_writer_goes_away_at_once(clients: dict[str, object], topic: str, app_name: str) -> None:

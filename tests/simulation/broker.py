@@ -119,6 +119,10 @@ class Broker:
             return None
         return {partition: self.offsets.get(partition, (None, "")) for partition in partitions}
 
+    def log_end(self, topic: str) -> int:
+        """Open transactions included."""
+        return len(self.logs.get(topic, []))
+
     def stable_end(self, topic: str) -> int:
         """The last stable offset."""
         log = self.logs.get(topic, [])

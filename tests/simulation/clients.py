@@ -232,9 +232,15 @@ class SimulatedKafka:
         return {partition: (0, world.end(partition)) for partition in partitions}
 
 
-def read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
-    """All committed records that a topic holds now."""
+def read_to_end(settings: Mapping[str, Any], topic: str, _starts: Sequence[int] = ()) -> Iterator[list[Message]]:
+    """All committed records that a topic holds now, those behind open transactions included."""
     world: World = settings["world"]
-    listed, _ = world.call("kafka read", lambda: world.broker.read(topic, 0))
+    end = world.broker.log_end(topic)
+    for _ in range(STABLE_TRIES):
+        listed, after = world.call("kafka read", lambda: world.broker.read(topic, 0))
+        if after >= end:
+            break
+    else:
+        raise UnavailableError("TM-3010", f"a transaction on {topic} does not end")
     if listed:
         yield [ReadMessage(topic, at, output) for at, output in listed]

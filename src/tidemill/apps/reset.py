@@ -28,7 +28,7 @@ from tidemill.core.topic_names import commits_topic
 from tidemill.errors import ModelRefusedError, StateLostError, TidemillError
 from tidemill.io import kafka
 from tidemill.io.fill_store import FillStore
-from tidemill.io.kafka_reader import read_topic
+from tidemill.io.kafka_reader import read_to_end
 from tidemill.io.redis_store import ClaimedPartition, RedisStore
 from tidemill.io.slices import unpack_slice
 from tidemill.io.wire import decode
@@ -196,7 +196,7 @@ def _commit_records(clients: Mapping[str, Any], topic: str) -> tuple[frozenset[b
     """The values of the commits log, and how far it says that the outputs of each partition are published."""
     values: set[bytes] = set()
     ends: dict[Partition, int] = {}
-    for messages in read_topic(clients, topic):
+    for messages in read_to_end(clients, topic):
         found = [message.value() or b"" for message in messages]
         values.update(found)
         for row in decode("commit.v1", found).select(["topic", "partition", "next"]).to_pylist():

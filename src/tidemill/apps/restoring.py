@@ -24,7 +24,7 @@ from tidemill.core.topic_names import commits_topic
 from tidemill.errors import StateLostError
 from tidemill.io import kafka
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
-from tidemill.io.kafka_reader import read_topic_from
+from tidemill.io.kafka_reader import read_to_end
 from tidemill.io.redis_store import RedisStore
 from tidemill.io.slices import unpack_slice
 from tidemill.io.store_snapshots import StoreSnapshot, StoreSnapshots
@@ -210,7 +210,7 @@ def _published(clients: Mapping[str, Any], spec: AppSpec, snapshot: StoreSnapsho
     if not any(found.slices for found in snapshot.head.partitions.values()):
         return frozenset()
     starts = snapshot.log_ends.get(topic, ())
-    return frozenset(m.value() or b"" for messages in read_topic_from(clients, topic, starts) for m in messages)
+    return frozenset(m.value() or b"" for messages in read_to_end(clients, topic, starts) for m in messages)
 
 
 def _without_published(head: CutHead, published: frozenset[bytes], commits: str) -> CutHead:

@@ -31,7 +31,7 @@ from tidemill.core.tables import SERVED
 from tidemill.core.topic_names import dead_letter_topic
 from tidemill.io.dead_letters import KILLING_CODES, Code
 from tidemill.io.judge import Fault
-from tidemill.io.kafka_reader import LogReader, read_topic, read_topic_from
+from tidemill.io.kafka_reader import LogReader, read_to_end
 from tidemill.io.offered import offered
 from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder, decode, without_commands
@@ -220,10 +220,7 @@ class RollForward:
 
     def _read(self, topic: str, cut: Mapping[str, Any]) -> Iterator[list[Any]]:
         """A log from where it stood when the store was cut; all of it when the store was never cut."""
-        starts = cut.get("log_ends", {}).get(topic)
-        if starts is None:
-            return read_topic(self._client_settings, topic)
-        return read_topic_from(self._client_settings, topic, starts)
+        return read_to_end(self._client_settings, topic, cut.get("log_ends", {}).get(topic, ()))
 
 
 def name_of_record(value: bytes) -> str:
@@ -237,7 +234,7 @@ def condemned_records(
     """The records of the ranges [start, end) that became dead letters because they end a process: not to be touched."""
     found: dict[tuple[Partition, int], Fault] = {}
     for topic in sorted({partition.topic for partition, (start, end) in ranges.items() if start < end}):
-        for messages in read_topic(client_settings, dead_letter_topic(topic)):
+        for messages in read_to_end(client_settings, dead_letter_topic(topic)):
             for letter in map(letter_of, messages):
                 if letter.code in KILLING_CODES and letter.origin is not None and letter.is_of(app):
                     start, end = ranges.get(letter.origin.partition, (0, 0))

@@ -1,4 +1,4 @@
-"""The ports of the core: what `io` and `models` provide. Each has a contract suite that every implementation runs."""
+"""The ports of the core: what the other folders provide. Every implementation of `Store` runs its contract suite."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_u
 
 FETCH_WAIT_MS = 10  # who reads to an end learns within it that a marker was the last of the log
 FOLLOW_WAIT_MS = 500  # who follows a log is sent what comes at once; asking less often costs everybody less
-TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic`; bounds memory
+TOPIC_RECORDS_MAX = 10_000  # per step of `read_topic` and `read_to_end`; bounds memory
 
 
 class LogReader:
@@ -110,21 +110,37 @@ class LogReader:
 
 
 def read_topic(settings: Mapping[str, Any], topic: str) -> Iterator[list[Message]]:
-    """All committed records that a topic holds now, partition after partition."""
-    yield from read_topic_from(settings, topic, ())
-
-
-def read_topic_from(settings: Mapping[str, Any], topic: str, starts: Sequence[int]) -> Iterator[list[Message]]:
-    """As `read_topic`, each partition from its entry in `starts` on; those without one from their beginning."""
+    """The committed records that can be read of a topic now, partition after partition: up to the first transaction
+    that is still open."""
     for number in range(partition_counts(settings, [topic])[topic]):
         reader = LogReader(settings, topic, number)
-        end = reader.end_offset()
-        reader.seek(max((reader.first_offset(), *starts[number : number + 1])))
-        while reader.position < end:
-            messages = reader.read(until_offset=end, timeout_s=1.0, max_records=TOPIC_RECORDS_MAX)
-            if messages:
-                yield messages
-        reader.close()
+        yield from _read_until(reader, reader.end_offset())
+
+
+def read_to_end(settings: Mapping[str, Any], topic: str, starts: Sequence[int] = ()) -> Iterator[list[Message]]:
+    """All committed records that a topic holds now, partition after partition; waits for transactions that are open.
+
+    What was committed last may stand behind one that a dead writer left open, which ends by its time-out.
+
+    Args:
+        starts: by partition, where to begin; those without an entry from their beginning.
+    Raises:
+        UnavailableError: Kafka does not answer.
+    """
+    partitions = [Partition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
+    ends = LogEnds(settings, partitions).ask()
+    for partition in partitions:
+        reader = LogReader(settings, topic, partition.number)
+        yield from _read_until(reader, ends[partition], *starts[partition.number : partition.number + 1])
+
+
+def _read_until(reader: LogReader, end: int, start: int = 0) -> Iterator[list[Message]]:
+    reader.seek(max(reader.first_offset(), start))
+    while reader.position < end:
+        messages = reader.read(until_offset=end, timeout_s=1.0, max_records=TOPIC_RECORDS_MAX)
+        if messages:
+            yield messages
+    reader.close()
 
 
 class StableEnds:
