@@ -165,6 +165,7 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
     # A password that is refused, a server that is away, a store that refuses.
     refused = stage.run("status", "payments.yaml", "-v", KAFKA_PASSWORD=f"{CANARY}wrong")
     assert refused.returncode == 4, refused.stderr
+    assert "TM-3010" in refused.stderr and "correct the mechanism, user name and password" in refused.stderr
     wrong_store = stage.servers.redis_url.replace(CANARY, f"{CANARY}wrong")
     assert stage.run("status", "payments.yaml", "-v", STORE_URL=wrong_store).returncode == 4
     unreadable = stage.run("status", "payments.yaml", "-v", STORE_URL=f"redis://user:{CANARY}/x@host:1/0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,7 @@ from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
 
 REQUEST_TIMEOUT_S = 20.0  # a broker that elects or restarts answers within seconds
+TURN_S = 2.0  # of a first question; then we look whether the client was refused
 STABLE_DEADLINE_S = (
     30.0  # a dead worker's transaction ends after its time-out of 10 s, and the broker looks now and then
 )
@@ -46,6 +48,11 @@ REFUSED = frozenset(
         KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
     }
 )  # for want of a right
+_ADVICE = {
+    **dict.fromkeys(REFUSED, "grant what docs/own-servers.md lists; `tidemill doctor --acls` says what is missing"),
+    KafkaError._AUTHENTICATION: "correct the mechanism, user name and password of `sasl.*` in the `kafka:` settings",
+    KafkaError._SSL: "correct `security.protocol` and `ssl.*` in the `kafka:` settings",
+}
 MESSAGE_BYTES_MAX = 16 * 1024 * 1024  # a dead letter must fit whatever its input topic accepted
 TIMESTAMP_AFTER_MAX = "message.timestamp.after.max.ms"  # of a topic: how far ahead of the broker's clock a stamp may be
 
@@ -70,9 +77,10 @@ def unavailable_unless_answered(what: str, settings: Mapping[str, Any]) -> Itera
     except KafkaException as error:
         let_go(error)
         refusal = error.args[0] if error.args and isinstance(error.args[0], KafkaError) else None
-        advice = "check that the broker runs and that the address and the `kafka:` settings are right"
-        if refusal is not None and refusal.code() in REFUSED:
-            advice = "grant what docs/own-servers.md lists; `tidemill doctor --acls` says what is missing"
+        advice = _ADVICE.get(
+            refusal.code() if refusal else 0,
+            "check that the broker runs and that the address and the `kafka:` settings are right",
+        )
         raise UnavailableError(
             "TM-3010",
             f"Kafka at {settings['bootstrap.servers']} did not {what}: {refusal.str() if refusal else error}; {advice}",
@@ -87,6 +95,27 @@ def let_go(error: KafkaException) -> None:
     """
     traceback.clear_frames(error.__traceback__)
     error.__traceback__ = None
+
+
+def _connected(settings: Mapping[str, Any]) -> tuple[AdminClient, Any]:
+    """A client, and what the cluster told it of itself.
+
+    A client that cannot connect tries on and says why to its callback alone, which it serves between requests: so it is
+    asked in short turns. A refusal ends it at once; what else it said last takes the place of "timed out".
+    """
+    heard: deque[KafkaError] = deque(maxlen=20)
+    admin = AdminClient({**settings, "error_cb": heard.append})
+    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    while True:
+        try:
+            return admin, admin.list_topics(timeout=TURN_S)
+        except KafkaException as error:
+            admin.poll(0)
+            said = [one for one in heard if one.code() != KafkaError._ALL_BROKERS_DOWN]
+            refusals = [one for one in said if one.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)]
+            if refusals or time.monotonic() > deadline:
+                raise KafkaException([*said, *refusals][-1] if said else error.args[0]) from None
+            let_go(error)
 
 
 def is_answering(settings: Mapping[str, Any], timeout_s: float) -> bool:
@@ -109,9 +138,9 @@ def ensure_topics(settings: Mapping[str, Any], topics: Mapping[str, int], config
     deadline = time.monotonic() + CREATE_DEADLINE_S
     with unavailable_unless_answered("create topics", settings):
         while True:
-            admin = AdminClient(dict(settings))
             # Asked first: who may not create topics may still use those that an administrator has created.
-            found = admin.list_topics(timeout=REQUEST_TIMEOUT_S).topics
+            admin, cluster = _connected(settings)
+            found = cluster.topics
             wanted = [
                 NewTopic(name, num_partitions=count, replication_factor=-1, config=config)
                 for name, count in topics.items()
@@ -162,7 +191,7 @@ def partition_counts(settings: Mapping[str, Any], topics: Sequence[str]) -> dict
         UnavailableError: TM-3011 a topic does not exist.
     """
     with unavailable_unless_answered("list its topics", settings):
-        found = AdminClient(dict(settings)).list_topics(timeout=REQUEST_TIMEOUT_S).topics
+        found = _connected(settings)[1].topics
     missing = [name for name in topics if name not in found]
     if missing:
         raise UnavailableError(
