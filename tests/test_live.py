@@ -68,9 +68,10 @@ def test_health_tells_of_a_running_worker(shop: Shop, unused_port: int):
 def test_a_replay_whose_producer_died_ends_with_exit_4_and_says_what_it_waits_for(shop: Shop):
     shop.send("event", "1", 0, order=1, product="tea", amount=1.0)
     shop.producer.flush()
+    shop.config.write_text(shop.config.read_text().replace("stall_after: 20s", "stall_after: 6s"))
     shop.start("--bounded")  # which waits for a record or a punctuation in every partition
     assert shop.worker is not None
     assert shop.worker.wait(60) == 4
     message = shop.log_text()
-    assert "TM-4030" in message and "@0 has waited 2" in message
+    assert "TM-4030" in message and "@0 has waited " in message
     assert "waits for a record or a punctuation in" in message and "does its producer still run?" in message

@@ -190,7 +190,7 @@ def test_idle_worker_is_no_stall_however_long(servers: Servers, app_name: str, t
         foreign.produce(shop.names["event"], b"never committed", b"k", partition=0)
         foreign.flush()
         foreign.abort_transaction(30)
-        time.sleep(2.5 * STALL_AFTER_S)
+        time.sleep(1.8 * STALL_AFTER_S)
         assert shop.worker is not None and shop.worker.poll() is None, shop.log_text()
         assert shop.stop() == 0
     assert "TM-4030" not in shop.log_text()

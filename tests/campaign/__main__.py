@@ -21,6 +21,9 @@ def main() -> int:
     parser.add_argument("--until", type=date.fromisoformat, help="flights before this day (UTC); the whole year")
     parser.add_argument("--workers", type=int, default=1, choices=(1, 2, 3), help="worker processes (1)")
     parser.add_argument("--loop", action="store_true", help="monitor and trainer run too, and are killed too")
+    parser.add_argument(
+        "--max-skew", help="how far workers may be apart in event time; several workers are slow with 1h"
+    )
     parser.add_argument("--kills", type=int, default=20, help="how often to kill -9 (20)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments and the victims (1)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="keep servers' data and logs there; must be new")
@@ -30,7 +33,7 @@ def main() -> int:
         folder = given.data or Path(scratch)
         with start_servers(folder / "servers") as servers:
             say("undisturbed run")
-            options = {"until": given.until, "seed": given.seed, "report": say}
+            options = {"until": given.until, "seed": given.seed, "max_skew": given.max_skew, "report": say}
             calm = run(servers, folder / "undisturbed", name="undisturbed", **options)
             say(f"undisturbed run: {calm.seconds['run']} s; now {given.kills} kills")
             killed = run(

@@ -88,6 +88,7 @@ def run(
     seed: int = 1,
     kills_to: float = KILLS_TO,
     snapshot_every: int = 20_000,
+    max_skew: str | None = None,
     undisturbed: Result | None = None,
     has_loop: bool = False,
     report: Callable[[str], None] = lambda message: None,
@@ -96,13 +97,16 @@ def run(
 
     Args:
         kills_to: share of the records after which no kill is planned; the fewer records there are, the earlier.
+        max_skew: of the app; None = as the flights' YAML says, which makes workers that share two cores slow.
         has_loop: monitor and trainer run as well and are killed as well; the workers do not wait for them, so what
             models learned depends on the moment, and only a fresh fold of this run's log can judge it.
         folder: does not exist yet; the app's YAML, slots, snapshots and logs go there.
         undisturbed: a run of the same flights with one worker and no kill, to compare digests with.
     """
     started = time.monotonic()
-    stream = Stream(servers, name, folder, until=until, snapshot_every=snapshot_every, has_loop=has_loop)
+    stream = Stream(
+        servers, name, folder, until=until, snapshot_every=snapshot_every, max_skew=max_skew, has_loop=has_loop
+    )
     result = Result(name, workers, stream.total)
     _lap(result, "produce", started)
     started = time.monotonic()

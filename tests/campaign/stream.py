@@ -40,11 +40,13 @@ class Stream:
         until: date | None,
         snapshot_every: int = 20_000,
         batch_records: int | None = None,
+        max_skew: str | None = None,
         has_loop: bool = False,
     ) -> None:
         """Writes the app's YAML into `folder`, which is new; creates the topics and fills them.
 
-        `batch_records` None: as the flights' YAML says. `has_loop`: monitor and trainer will run beside the workers.
+        `batch_records`, `max_skew`: None = as the flights' YAML says. `has_loop`: monitor and trainer run beside
+        the workers.
         """
         folder.mkdir(parents=True)
         self.name, self.folder, self.until, self.servers = name, folder, until, servers
@@ -59,6 +61,8 @@ class Stream:
         declared["learner"]["snapshot_every"] = snapshot_every
         if batch_records is not None:
             declared["batch_records"] = batch_records
+        if max_skew is not None:
+            declared["max_skew"] = max_skew
         self.config.write_text(yaml.safe_dump(declared, sort_keys=False))
         self.settings: Settings = load_settings(
             self.config,
