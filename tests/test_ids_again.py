@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import example, given
@@ -15,7 +15,7 @@ from tests.streams_in_memory import LAW, assert_balances_close
 from tidemill.core.records import Partition
 
 SHORT = Machinery(a_shop(wait_ms=1_000, allowed_lateness_ms=0, dedup_window_ms=2_000))
-EVENTS, LABELS = Partition("events", 0), Partition("outcomes", 0)
+PLACES = [Partition(topic, number) for topic in ("events", "outcomes") for number in (0, 1)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,21 +24,13 @@ def kafka() -> Iterator[None]:
         yield
 
 
-def an_app(records: list[tuple[str, str, int]]) -> App:
-    """(topic, id, time) of events and labels, one partition each, ascending in time."""
-    app = App(machinery=SHORT)
-    for topic, id_, time in records:
+def an_app(records: Sequence[tuple[str, str, int, int]] = ()) -> App:
+    """Of events and labels: (topic, id, time, partition), ascending in time."""
+    app = App(machinery=SHORT, partitions=2)
+    for topic, id_, time, number in records:
         fields = {"shop": "st"[time % 2], "user": 1, "amount": 1.0} if topic == "events" else {"outcome": time % 2}
-        app.inputs.add(topic, time, id=id_, **fields)
+        app.inputs.add(topic, time, partition=number, id=id_, **fields)
     return app
-
-
-def rebuilt(app: App, first: Partition, then: Partition) -> None:
-    """By two workers: the second begins when the first is done."""
-    for slot, partition in enumerate((first, then)):
-        Worker(app, slot=str(slot)).claim(partition)
-    rest = app.partitions - {first, then}
-    Worker(app, slot="2").claim(*rest)
 
 
 def settled(worker: Worker, group_watermark: int) -> None:
@@ -48,44 +40,47 @@ def settled(worker: Worker, group_watermark: int) -> None:
 
 
 @st.composite
-def streams(draw: st.DrawFn) -> list[tuple[str, str, int]]:
+def streams(draw: st.DrawFn) -> list[tuple[str, str, int, int]]:
     gaps = draw(st.lists(st.sampled_from((1, 400, 900, 2_500)), min_size=2, max_size=16))
     time, records = 1_000, []
     for gap in gaps:
         time += gap
-        records.append((draw(st.sampled_from(("events", "outcomes"))), draw(st.sampled_from("ab")), time))
+        topic, id_, number = (draw(st.sampled_from(some)) for some in (("events", "outcomes"), "ab", (0, 1)))
+        records.append((topic, id_, time, number))
     return records
 
 
-AGAIN = [("events", "a", 1_000), ("events", "a", 4_000), ("outcomes", "a", 4_001)]  # the first one expired
-JOINED = [("events", "a", 1_000), ("outcomes", "a", 1_500), ("events", "a", 4_000)]
-WAITS = [("events", "a", 1_000), ("events", "b", 3_999), ("outcomes", "a", 4_000)]  # when the event is forgotten
+AGAIN = [("events", "a", 1_000, 0), ("events", "a", 4_000, 0), ("outcomes", "a", 4_001, 0)]  # the first one expired
+JOINED = [("events", "a", 1_000, 0), ("outcomes", "a", 1_500, 0), ("events", "a", 4_000, 0)]
+WAITS = [("events", "a", 1_000, 0), ("events", "b", 3_999, 0), ("outcomes", "a", 4_000, 0)]  # its event is forgotten
 
 
 @LAW
-@example(AGAIN, None, False, 1)
-@example(JOINED, None, True, 1)
-@example(JOINED, 1, True, 1)  # the first event was in the store
-@example(WAITS, None, False, 1)
-@given(streams(), st.none() | st.integers(0, 16), st.booleans(), st.integers(1, 4))
+@example(AGAIN, None, PLACES[::-1], 1)
+@example(JOINED, None, PLACES, 1)
+@example(JOINED, 1, PLACES, 1)  # the first event was in the store
+@example(WAITS, None, PLACES[::-1], 1)
+@given(streams(), st.none() | st.integers(0, 16), st.permutations(PLACES), st.integers(1, 4))
 def test_whoever_is_ahead_every_label_meets_the_event_that_it_met(
-    stream: list[tuple[str, str, int]], kept: int | None, is_events_first: bool, every: int
+    stream: list[tuple[str, str, int, int]], kept: int | None, order: list[Partition], settle_every: int
 ) -> None:
+    """Each partition is rebuilt by a worker of its own, one after the other in this order."""
     app = an_app(stream)
     live = Worker(app).claim()
-    records = live.left()
-    survivor, watermark = App(machinery=SHORT).backend, -1
-    for at, (record, (_, _, time)) in enumerate(zip(records, stream, strict=True)):
+    survivor, watermark = an_app().backend, -1
+    for at, record in enumerate(live.left()):
         if at == kept:
             survivor = copy.deepcopy(app.backend)
-        watermark = time if at % every == 0 else watermark
+        watermark = record.time if at % settle_every == 0 else watermark
         live.run([record], group_watermark=watermark)
-    settled(live, stream[-1][2])
+    end = stream[-1][2]
+    settled(live, end)
     digest, outcomes, rows = app.digest(), app.log.outcomes(), row_states(app.backend)
 
     app.backend = survivor
-    rebuilt(app, *((EVENTS, LABELS) if is_events_first else (LABELS, EVENTS)))
-    settled(Worker(app, slot="3").claim(), stream[-1][2])
+    for slot, place in enumerate(order):
+        Worker(app, slot=str(slot)).claim(place)
+    settled(Worker(app, slot="last").claim(), end)
     assert app.digest() == digest
     assert app.log.outcomes() == outcomes
     assert_balances_close(app)
