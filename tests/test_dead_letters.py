@@ -118,7 +118,7 @@ def test_a_rebuild_believes_this_app_alone_about_records_that_kill(monkeypatch: 
         Message(dead_letter_output(dead(offset)._replace(code=code), app), offset)
         for offset, (code, app) in enumerate([("TM-2030", "shop"), ("TM-2030", "other"), ("TM-2007", "shop")])
     ]
-    monkeypatch.setattr(roll_forward, "read_topic", lambda clients, topic: iter([letters]))
+    monkeypatch.setattr(roll_forward, "read_to_end", lambda clients, topic: iter([letters]))
     assert set(roll_forward.condemned_records({}, "shop", {ORDERS: (0, 9)})) == {(ORDERS, 0)}
 
 
