@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from tidemill.core.open_rows import OpenRow, OpenRows
+from tidemill.core.open_rows import OpenRow, OpenRows, name_aside
 from tidemill.core.records import Due, Outcome, Partition
-from tidemill.core.rejoining import is_aside, name_aside, row_of_event, row_of_label
+from tidemill.core.rejoining import row_of_event, row_of_label
 from tidemill.core.rows import Row, RowState, due_time, partition_of
 from tidemill.core.settlements import Example, Labelled
 from tidemill.core.spec import LabelSpec
@@ -305,7 +305,7 @@ def _was_forgotten(
 
 def _close(id_: str, slot: OpenRow, spec: LabelSpec, topic_names: tuple[str, ...], result: Joined) -> None:
     row = slot.row
-    if row is not None and row.state is RowState.JOINED and is_aside(id_):
+    if row is not None and row.state is RowState.JOINED and slot.is_aside:
         row = None  # both have come: nobody asks for it any more
     after = None if row is None else (partition_of(row, topic_names), due_time(spec, row))
     if slot.before is not None and (after is None or after[0] != slot.before[0]):

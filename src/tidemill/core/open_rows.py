@@ -14,6 +14,11 @@ from tidemill.core.rows import Row, due_time, partition_of, unpack_row
 from tidemill.core.spec import LabelSpec
 
 
+def name_aside(id_: str, event_time: int) -> str:
+    """Of the row of one event that does not stand under its id (core/rejoining.py)."""
+    return f"{id_}\0{event_time}"
+
+
 @dataclass(slots=True)
 class OpenRow:
     """A row while the batch works on it."""
@@ -23,6 +28,7 @@ class OpenRow:
     row: Row | None
     event_order: int = -1  # the pending event is of this batch
     is_changed: bool = False
+    is_aside: bool = False  # see core/rejoining.py
 
     @property
     def next_revision(self) -> int:
@@ -57,6 +63,11 @@ class OpenRows:
             before = None if row is None else (partition_of(row, self._topic_names), due_time(self._spec, row))
             found = self._opened[name] = OpenRow(row.revision if row else 0, before, row)
         return found
+
+    def aside(self, id_: str, event_time: int) -> OpenRow:
+        row = self[name_aside(id_, event_time)]
+        row.is_aside = True
+        return row
 
     def changed(self) -> Iterable[tuple[str, OpenRow]]:
         """Those that became something else, in the order in which they were opened."""

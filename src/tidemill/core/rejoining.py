@@ -16,18 +16,9 @@ from tidemill.core.settlements import Labelled
 _OPEN = (RowState.PENDING, RowState.WAITING)
 
 
-def name_aside(id_: str, event_time: int) -> str:
-    """Of the row of one event. No id is expected to have a zero in it."""
-    return f"{id_}\0{event_time}"
-
-
-def is_aside(name: str) -> bool:
-    return "\0" in name
-
-
 def row_of_event(id_: str, time: int, opened: OpenRows, labelled: Labelled) -> OpenRow:
     """The row of an event that was predicted, and of the label that joined it."""
-    own, aside = opened[id_], opened[name_aside(id_, time)]
+    own, aside = opened[id_], opened.aside(id_, time)
     if own.row is not None:
         if _event_time(id_, own.row, labelled) == time:
             return own
@@ -49,7 +40,8 @@ def row_of_label(
     event_time = labelled.event_time(id_, time, label)
     if event_time is not None:
         return row_of_event(id_, event_time, opened, labelled)
-    if own.row is not None and own.row.state in _OPEN and _time(own.row) <= time:  # it waited and met nobody
+    is_in_the_way = own.row is not None and own.row.state in _OPEN and _time(own.row) <= time
+    if is_in_the_way and labelled.met_nobody(partition, offset, id_=id_, label_time=time):
         _vacate(id_, own, opened, labelled)
     return own
 
@@ -69,5 +61,5 @@ def _vacate(id_: str, own: OpenRow, opened: OpenRows, labelled: Labelled) -> Non
     assert row is not None
     event_time = _event_time(id_, row, labelled)
     if row.state in _OPEN and event_time is not None:
-        own.move_to(opened[name_aside(id_, event_time)])
+        own.move_to(opened.aside(id_, event_time))
     own.row = None

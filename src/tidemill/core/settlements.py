@@ -100,6 +100,14 @@ class Labelled:
         """It joined or waited: where its id has no row now it has to wait, perhaps for an event applied after it."""
         return (partition, offset) in self._joined or (partition, offset) in self._waiting
 
+    def met_nobody(self, partition: Partition, offset: int, *, id_: str, label_time: int) -> bool:
+        """It waited, and no event of its id came in time."""
+        return (partition, offset) in self._waiting and not self._has_example(id_, label_time)
+
+    def _has_example(self, id_: str, label_time: int) -> bool:
+        # 0 or 1: the rule that makes a label of a record may be another since.
+        return any((id_, label_time, label) in self._event_times for label in (0, 1))
+
     def forgotten_before(self, partition: Partition, offset: int) -> int:
         """Ended rows due before this had been forgotten when the label began to wait; -1 = it did not wait."""
         return self._waiting.get((partition, offset), -1)
