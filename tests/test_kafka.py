@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from tidemill.core.records import Output, Partition
 from tidemill.errors import FencedError, StateLostError, UnavailableError
-from tidemill.io import kafka
+from tidemill.io import kafka, kafka_reader
 from tidemill.io.embedded import Servers
 from tidemill.io.kafka_reader import LogReader, read_to_end, read_topic
 from tidemill.io.kafka_writer import TransactionalWriter
@@ -197,6 +197,20 @@ def test_who_reads_to_the_end_gets_what_was_committed_behind_an_open_transaction
     whole.commit_transaction(10)
     assert values(clients, topic) == []
     assert [m.value() for messages in read_to_end(clients, topic) for m in messages] == [b"whole"]
+
+
+def test_who_reads_to_the_end_says_so_when_a_transaction_does_not_end(
+    clients: dict[str, object], topic: str, app_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = Producer({**clients, "transactional.id": app_name})
+    hanging.init_transactions(10)
+    hanging.begin_transaction()
+    hanging.produce(topic, b"hanging")
+    hanging.flush(10)
+    monkeypatch.setattr(kafka_reader, "STABLE_DEADLINE_S", 0.5)
+    with pytest.raises(UnavailableError, match=r"TM-3016 .*out\[0\]@0 came no further in 0.5 s and ends at 1"):
+        list(read_to_end(clients, topic))
+    hanging.abort_transaction(10)
 
 
 def test_abandoned_writer_goes_away_at_once(clients: dict[str, object], topic: str, app_name: str) -> None:

@@ -146,11 +146,24 @@ def waited(*offsets: int, group_watermark: int = -1) -> dict[Partition, list[Dec
     return {Partition(LABELS, 0): [Decided(0, 10, group_watermark, 0, (), offsets, ())]}
 
 
-@pytest.mark.parametrize("first", [5, 9])
-def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(first: int):
-    """Two labels came before their event; another worker applies the one that did not join."""
-    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)], waited(0, 1))
-    for time in (first, 14 - first):
+def decided(offset: int, group_watermark: int, *waiting: int) -> Decided:
+    return Decided(offset, offset + 1, group_watermark, 0, (), waiting, ())
+
+
+@pytest.mark.parametrize(
+    ("times", "labels"),
+    [
+        pytest.param((5, 9), [decided(0, -1, 0), decided(1, -1)], id="the other one found it waiting"),
+        pytest.param((9, 5), [decided(0, -1, 0), decided(1, 200, 1)], id="the other one had waited in vain"),
+    ],
+)
+def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(
+    times: tuple[int, int], labels: list[Decided]
+):
+    """Two labels came before their event; another worker applies what is due."""
+    past = {Partition(LABELS, 0): labels, Partition(EVENTS, 0): [decided(2, 200)]}
+    log, labelled = Log(), Labelled([Example("a", 20, 5, 1)], past)
+    for time in times:
         log.batch((LABELS, "a", time, 1), predicted=frozenset(), labelled=labelled)
     joined = log.batch((EVENTS, "a", 20), predicted=frozenset({(0, 0, 2)}), labelled=labelled)
     assert [join.label_time for join in joined.joins] == [5]

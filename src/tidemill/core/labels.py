@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tidemill.core.open_rows import OpenRow, OpenRows, name_aside
 from tidemill.core.records import Due, Outcome, Partition
-from tidemill.core.rejoining import row_of_event, row_of_label
+from tidemill.core.rejoining import Rejoining
 from tidemill.core.rows import Row, RowState, due_time, partition_of
 from tidemill.core.settlements import Example, Labelled
 from tidemill.core.spec import LabelSpec
@@ -139,6 +139,7 @@ def join_labels(
     """
     result = Joined()
     opened = OpenRows(rows, spec, topic_names)
+    rejoining = None if labelled is None else Rejoining(opened, labelled, spec)
     for entry, packed in due:
         slot = opened.open(entry.id, packed)
         # In a roll-forward the log has told which rows ended, whatever today's windows say.
@@ -146,7 +147,7 @@ def join_labels(
             _settle_due(slot, entry, result)
 
     for item in entries:
-        slot = opened[item.id] if labelled is None else _row_again(item, opened, topic_names, predicted, labelled)
+        slot = opened[item.id] if rejoining is None else _row_again(item, opened, topic_names, predicted, rejoining)
         if isinstance(item, EventEntry):
             _take_event(item, slot, topic_names, predicted, labelled, result)
         elif not _take_label(item, slot, spec, topic_names, published, labelled, label_columns, result):
@@ -172,14 +173,14 @@ def _row_again(
     opened: OpenRows,
     topic_names: tuple[str, ...],
     predicted: frozenset[tuple[int, int, int]] | None,
-    labelled: Labelled,
+    rejoining: Rejoining,
 ) -> OpenRow:
+    place = Partition(topic_names[item.topic_index], item.partition)
     if isinstance(item, LabelEntry):
-        place = Partition(topic_names[item.topic_index], item.partition)
-        return row_of_label(item.id, item.time, item.label, place, item.offset, opened, labelled)
+        return rejoining.row_of_label(item.id, item.time, item.label, place, item.offset)
     if predicted is None or (item.topic_index, item.partition, item.offset) not in predicted:
         return opened[item.id]
-    return row_of_event(item.id, item.time, opened, labelled)
+    return rejoining.row_of_event(item.id, item.time, place, item.offset)
 
 
 def _settle_due(slot: OpenRow, entry: Due, result: Joined) -> None:

@@ -7,8 +7,10 @@ after a rebuild as they did before.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from tidemill.core.records import Due, Partition
@@ -65,6 +67,7 @@ class Labelled:
         commits = [(partition, commit) for partition, found in records.items() for commit in found]
         self._joined = {(partition, offset) for partition, commit in commits for offset in commit.joined}
         self._waiting = {(p, offset): commit.group_watermark for p, commit in commits for offset in commit.waiting}
+        self._records = records
 
     def __contains__(self, example: Example) -> bool:
         return example in self._examples
@@ -107,6 +110,12 @@ class Labelled:
     def _has_example(self, id_: str, label_time: int) -> bool:
         # 0 or 1: the rule that makes a label of a record may be another since.
         return any((id_, label_time, label) in self._event_times for label in (0, 1))
+
+    def watermark_at(self, partition: Partition, offset: int) -> int:
+        """The group watermark of the commit that decided a record of the ranges; -1 = none did."""
+        records = self._records.get(partition, ())
+        at = bisect_right(records, offset, key=attrgetter("start")) - 1
+        return records[at].group_watermark if at >= 0 and offset < records[at].next else -1
 
     def forgotten_before(self, partition: Partition, offset: int) -> int:
         """Ended rows due before this had been forgotten when the label began to wait; -1 = it did not wait."""

@@ -21,7 +21,7 @@ from tidemill.core.records import Partition
 from tidemill.errors import UnavailableError
 
 REQUEST_TIMEOUT_S = 20.0  # a broker that elects or restarts answers within seconds
-TURN_S = 2.0  # of a first question; then we look whether the client was refused
+FIRST_TURN_S = 1.0  # of the first question; then we look whether the client was refused
 STABLE_DEADLINE_S = (
     30.0  # a dead worker's transaction ends after its time-out of 10 s, and the broker looks now and then
 )
@@ -101,21 +101,22 @@ def _connected(settings: Mapping[str, Any]) -> tuple[AdminClient, Any]:
     """A client, and what the cluster told it of itself.
 
     A client that cannot connect tries on and says why to its callback alone, which it serves between requests: so it is
-    asked in short turns. A refusal ends it at once; what else it said last takes the place of "timed out".
+    asked in turns, each twice as long as the last, for an answer may be slow. A refusal ends it after two: another
+    broker may be willing. What else it said last takes the place of "timed out".
     """
     heard: deque[KafkaError] = deque(maxlen=20)
     admin = AdminClient({**settings, "error_cb": heard.append})
-    deadline = time.monotonic() + REQUEST_TIMEOUT_S
+    deadline, turn_s = time.monotonic() + REQUEST_TIMEOUT_S, FIRST_TURN_S
     while True:
         try:
-            return admin, admin.list_topics(timeout=TURN_S)
+            return admin, admin.list_topics(timeout=turn_s)
         except KafkaException as error:
             admin.poll(0)
             said = [one for one in heard if one.code() != KafkaError._ALL_BROKERS_DOWN]
             refusals = [one for one in said if one.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL)]
-            if refusals or time.monotonic() > deadline:
+            if time.monotonic() > deadline or (refusals and turn_s > FIRST_TURN_S):
                 raise KafkaException([*said, *refusals][-1] if said else error.args[0]) from None
-            let_go(error)
+            turn_s = min(2 * turn_s, max(1.0, deadline - time.monotonic()))
 
 
 def is_answering(settings: Mapping[str, Any], timeout_s: float) -> bool:

@@ -15,7 +15,13 @@ from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from tidemill.core.records import Partition
 from tidemill.errors import StateLostError, UnavailableError
-from tidemill.io.kafka import REQUEST_TIMEOUT_S, partition_counts, unavailable_unless_answered, watermark_offsets
+from tidemill.io.kafka import (
+    REQUEST_TIMEOUT_S,
+    STABLE_DEADLINE_S,
+    partition_counts,
+    unavailable_unless_answered,
+    watermark_offsets,
+)
 
 FETCH_WAIT_MS = 10  # who reads to an end learns within it that a marker was the last of the log
 FOLLOW_WAIT_MS = 500  # who follows a log is sent what comes at once; asking less often costs everybody less
@@ -95,9 +101,12 @@ class LogReader:
     def close(self) -> None:
         self._consumer.close()
 
+    @property
+    def place(self) -> str:
+        return f"{self._at.topic}[{self._at.partition}]@{self.position}"
+
     def _take_error(self, message: Message) -> None:
-        error = message.error()
-        place = f"{self._at.topic}[{self._at.partition}]@{self.position}"
+        error, place = message.error(), self.place
         if error.code() == KafkaError._PARTITION_EOF:
             self.position = max(self.position, message.offset())
         elif error.code() in (KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET):
@@ -125,7 +134,7 @@ def read_to_end(settings: Mapping[str, Any], topic: str, starts: Sequence[int] =
     Args:
         starts: by partition, where to begin; those without an entry from their beginning.
     Raises:
-        UnavailableError: Kafka does not answer.
+        UnavailableError: Kafka does not answer; TM-3016 a transaction does not end.
     """
     partitions = [Partition(topic, number) for number in range(partition_counts(settings, [topic])[topic])]
     ends = LogEnds(settings, partitions).ask()
@@ -136,10 +145,19 @@ def read_to_end(settings: Mapping[str, Any], topic: str, starts: Sequence[int] =
 
 def _read_until(reader: LogReader, end: int, start: int = 0) -> Iterator[list[Message]]:
     reader.seek(max(reader.first_offset(), start))
+    position, deadline = reader.position, time.monotonic() + STABLE_DEADLINE_S
     while reader.position < end:
         messages = reader.read(until_offset=end, timeout_s=1.0, max_records=TOPIC_RECORDS_MAX)
         if messages:
             yield messages
+        if reader.position > position:
+            position, deadline = reader.position, time.monotonic() + STABLE_DEADLINE_S
+        elif time.monotonic() > deadline:
+            raise UnavailableError(
+                "TM-3016",
+                f"{reader.place} came no further in {STABLE_DEADLINE_S:g} s and ends at {end}: Kafka is away, or a "
+                "transaction is open and does not end (`kafka-transactions.sh find-hanging` names it)",
+            )
     reader.close()
 
 
