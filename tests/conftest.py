@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -25,6 +26,23 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long first; what is quick fills the gaps at the end of a run in parallel."""
     items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in ("servers", "long")))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Three processes, as `scripts/test` has them, are two lanes for tests with servers and one for the others."""
+    if config.getoption("numprocesses") != 3 or config.getoption("dist") != "loadfile":
+        return None
+    from tests.lanes import Lanes
+
+    return Lanes(config, log)
+
+
+def pytest_configure() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.lanes import be_polite
+
+        be_polite()
 
 
 @pytest.fixture(scope="session")
