@@ -72,19 +72,29 @@ def undisturbed_digest(servers: Servers, tmp_path_factory: pytest.TempPathFactor
 def test_claims_keep_out_a_worker_that_slept(
     servers: Servers, app_name: str, tmp_path: Path, undisturbed_digest: str, mutation: str
 ):
-    stream = a_stream(servers, app_name, tmp_path / "run")
+    # Kafka may tell the one that wakes that it is replaced before it gets as far as its commit: then once more.
+    times = 1 if mutation == "none" else 3
+    digests = (
+        digest_after_a_sleep(servers, f"{app_name}-{number}", tmp_path / str(number), mutation)
+        for number in range(times)
+    )
+    assert all(digest == undisturbed_digest for digest in digests) == (mutation == "none")
+
+
+def digest_after_a_sleep(servers: Servers, name: str, folder: Path, mutation: str) -> str:
+    stream = a_stream(servers, name, folder / "run")
     with ended_at_exit() as workers:
         zombie = WorkerProcess(stream, 0, program=mutant(mutation, "C:stop"))
         workers.append(zombie)
         wait_for("sleeping worker", lambda: is_stopped(zombie))
         # The same slot on another machine, as it were: the group hands everything over at once.
-        heir = WorkerProcess(stream, 0, data_folder=tmp_path / "other")
+        heir = WorkerProcess(stream, 0, data_folder=folder / "other")
         workers.append(heir)
         finish(stream, heir)
         zombie.process.send_signal(signal.SIGCONT)
         wait_for("word of the zombie", lambda: has_spoken(zombie))
         zombie.close()
-    assert (stream.store.feature_digest() == undisturbed_digest) == (mutation == "none")
+    return stream.store.feature_digest()
 
 
 def has_spoken(zombie: WorkerProcess) -> bool:
