@@ -60,16 +60,17 @@ LATE = [("outcomes", "a", 4_000, 0), ("events", "b", 5_500, 0), ("events", "a", 
 
 
 @LAW
-@example(AGAIN, None, PLACES[::-1], 1)
-@example(JOINED, None, PLACES, 1)
-@example(JOINED, 1, PLACES, 1)  # the first event was in the store
-@example(WAITS, None, PLACES[::-1], 1)
-@example(LATE, None, PLACES, 1)
-@given(streams(), st.none() | st.integers(0, 16), st.permutations(PLACES), st.integers(1, 4))
+@example(AGAIN, None, PLACES[::-1], 1, 1)
+@example(JOINED, None, PLACES, 1, 1)
+@example(JOINED, 1, PLACES, 1, 1)  # the first event was in the store
+@example(WAITS, None, PLACES[::-1], 1, 1)
+@example(LATE, None, PLACES, 4, 1)
+@given(streams(), st.none() | st.integers(0, 16), st.permutations(PLACES), st.integers(1, 4), st.integers(1, 4))
 def test_whoever_is_ahead_every_label_meets_the_event_that_it_met(
-    stream: list[tuple[str, str, int, int]], kept: int | None, order: list[Partition], settle_every: int
+    stream: list[tuple[str, str, int, int]], kept: int | None, order: list[Partition], each: int, settle_every: int
 ) -> None:
-    """Each partition is rebuilt by a worker of its own, one after the other in this order."""
+    """The partitions are rebuilt in this order by workers of which one begins when the one before is done; each has
+    this many."""
     app = an_app()
     live = Worker(app).claim()
     survivor, seen, watermark = an_app().backend, -1, -1
@@ -85,8 +86,8 @@ def test_whoever_is_ahead_every_label_meets_the_event_that_it_met(
     digest, outcomes, rows = app.digest(), app.log.outcomes(), row_states(app.backend)
 
     app.backend = survivor
-    for slot, place in enumerate(order):
-        Worker(app, slot=str(slot)).claim(place)
+    for first in range(0, len(order), each):
+        Worker(app, slot=str(first)).claim(*order[first : first + each])
     settled(Worker(app, slot="last").claim(), end)
     assert app.digest() == digest
     assert app.log.outcomes() == outcomes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -46,6 +47,16 @@ def a_writer(clients: dict[str, object], name: str) -> TransactionalWriter:
     writer = TransactionalWriter(clients, name)
     writer.open()
     return writer
+
+
+def an_open_transaction(clients: dict[str, object], name: str, topic: str) -> Producer:
+    """It has written one record, which the broker has."""
+    producer = Producer({**clients, "transactional.id": name})
+    producer.init_transactions(10)
+    producer.begin_transaction()
+    producer.produce(topic, b"torn")
+    producer.flush(10)
+    return producer
 
 
 def outputs(topic: str, count: int) -> list[Output]:
@@ -158,11 +169,7 @@ def test_open_transaction_hides_its_records_and_its_offsets_until_the_next_write
     group_member: Consumer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    torn = Producer({**clients, "transactional.id": app_name})
-    torn.init_transactions(10)
-    torn.begin_transaction()
-    torn.produce(topic, b"torn")
-    torn.flush(10)
+    torn = an_open_transaction(clients, app_name, topic)
     torn.send_offsets_to_transaction([TopicPartition(topic, 0, 7)], group_member.consumer_group_metadata(), 10)
     reader = LogReader(clients, topic, 0)
     assert reader.end_offset() == 0
@@ -185,11 +192,7 @@ def test_who_reads_to_the_end_gets_what_was_committed_behind_an_open_transaction
     clients: dict[str, object], topic: str, app_name: str
 ) -> None:
     """A rebuild that missed it would decide the past anew."""
-    torn = Producer({**clients, "transactional.id": app_name, "transaction.timeout.ms": 2_000})
-    torn.init_transactions(10)
-    torn.begin_transaction()
-    torn.produce(topic, b"torn")
-    torn.flush(10)
+    torn = an_open_transaction({**clients, "transaction.timeout.ms": 2_000}, app_name, topic)
     whole = Producer({**clients, "transactional.id": f"{app_name}.2"})
     whole.init_transactions(10)
     whole.begin_transaction()
@@ -197,16 +200,13 @@ def test_who_reads_to_the_end_gets_what_was_committed_behind_an_open_transaction
     whole.commit_transaction(10)
     assert values(clients, topic) == []
     assert [m.value() for messages in read_to_end(clients, topic) for m in messages] == [b"whole"]
+    del torn  # nobody ended it but its time-out
 
 
 def test_who_reads_to_the_end_says_so_when_a_transaction_does_not_end(
     clients: dict[str, object], topic: str, app_name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hanging = Producer({**clients, "transactional.id": app_name})
-    hanging.init_transactions(10)
-    hanging.begin_transaction()
-    hanging.produce(topic, b"hanging")
-    hanging.flush(10)
+    hanging = an_open_transaction(clients, app_name, topic)
     monkeypatch.setattr(kafka_reader, "STABLE_DEADLINE_S", 0.5)
     with pytest.raises(UnavailableError, match=r"TM-3016 .*out\[0\]@0 came no further in 0.5 s and ends at 1"):
         list(read_to_end(clients, topic))
@@ -273,6 +273,23 @@ def test_reading_an_offset_that_is_gone_is_a_lost_state(clients: dict[str, objec
 )
 def test_a_refusal_to_create_is_asked_again_only_where_it_will_pass(code: int, reason: str, will_pass: bool) -> None:
     assert kafka._will_pass(KafkaException(KafkaError(code, reason))) is will_pass
+
+
+def test_broker_that_answers_slowly_is_given_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def __init__(self, settings: object) -> None:
+            """Connects to nothing."""
+
+        def poll(self, timeout: float) -> None:
+            """Nothing was heard."""
+
+        def list_topics(self, timeout: float) -> SimpleNamespace:
+            if timeout < 3.0:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+            return SimpleNamespace(topics={"t": SimpleNamespace(partitions=[0, 1])})
+
+    monkeypatch.setattr(kafka, "AdminClient", Slow)
+    assert kafka.partition_counts(kafka.client_settings("127.0.0.1:1", {}), ["t"]) == {"t": 2}
 
 
 def test_broker_that_is_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

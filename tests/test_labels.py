@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tidemill.core.label_rule import label_values
 from tidemill.core.labels import EventEntry, Joined, LabelEntry, join_labels, names_aside
+from tidemill.core.open_rows import name_aside
 from tidemill.core.records import Due, Outcome, Partition
 from tidemill.core.rows import Row, RowState, due_time, pack_row, unpack_row
 from tidemill.core.settlements import Decided, Example, Labelled
@@ -150,6 +151,10 @@ def decided(offset: int, group_watermark: int, *waiting: int) -> Decided:
     return Decided(offset, offset + 1, group_watermark, 0, (), waiting, ())
 
 
+def joined_at(offset: int, group_watermark: int) -> Decided:
+    return Decided(offset, offset + 1, group_watermark, 0, (offset,), (), ())
+
+
 @pytest.mark.parametrize(
     ("times", "labels"),
     [
@@ -168,6 +173,37 @@ def test_in_a_roll_forward_the_label_that_joined_waits_whichever_comes_first(
     joined = log.batch((EVENTS, "a", 20), predicted=frozenset({(0, 0, 2)}), labelled=labelled)
     assert [join.label_time for join in joined.joins] == [5]
     assert log.state("a") is RowState.JOINED
+
+
+def test_in_a_roll_forward_an_older_event_stands_aside_until_its_label_comes():
+    past = {Partition(EVENTS, 0): [decided(0, -1), decided(1, 1_500)], Partition(LABELS, 0): [joined_at(2, 10)]}
+    log, labelled = Log(), Labelled([Example("a", 0, 5, 1)], past)
+    for offset, time in enumerate((0, 2_000)):
+        log.batch((EVENTS, "a", time), predicted=frozenset({(0, 0, offset)}), labelled=labelled)
+    assert set(log.rows) == {"a", name_aside("a", 0)}
+    joined = log.batch((LABELS, "a", 5, 1), predicted=frozenset(), labelled=labelled)
+    assert [join.event_time for join in joined.joins] == [0]
+    assert set(log.rows) == {"a"} and unpack_row(log.rows["a"]).event_time == 2_000
+
+
+def test_in_a_roll_forward_a_label_that_nobody_told_of_is_kept_aside_to_be_counted():
+    """A worker that goes on, `degraded`, let it wait meanwhile."""
+    log = Log()
+    log.batch((LABELS, "a", 5, 1))
+    labelled = Labelled([], {Partition(EVENTS, 0): [decided(1, 200)]})
+    log.batch((EVENTS, "a", 300), predicted=frozenset({(0, 0, 1)}), labelled=labelled)
+    assert {name: log.state(name) for name in log.rows} == {
+        "a": RowState.PENDING,
+        name_aside("a", 5): RowState.WAITING,
+    }
+
+
+def test_in_a_roll_forward_a_label_that_another_rule_turns_around_moves_no_row():
+    """By the rule of that time it waited and joined."""
+    log, labelled = Log(), Labelled([Example("a", 0, 5, 1)], {Partition(LABELS, 0): [decided(1, 900, 1)]})
+    log.batch((EVENTS, "a", 0))
+    log.batch((LABELS, "a", 5, 0), predicted=frozenset(), labelled=labelled)
+    assert set(log.rows) == {"a"} and log.state("a") is RowState.PENDING
 
 
 def test_in_a_roll_forward_a_label_that_met_a_row_makes_none():

@@ -42,7 +42,7 @@ FOREVER_MS = 1 << 62  # later than any row is due
 
 
 class PublishedPredictions:
-    """The predictions of some source ranges, as served. Fulfils `core.pipeline.Served`."""
+    """The predictions of some source ranges, as served. Fulfils `core.ports.Served`."""
 
     def __init__(
         self,

@@ -125,7 +125,7 @@ def join_labels(
 
     Args:
         entries: events and labels of the batch, ascending by position.
-        rows: packed rows of all their ids, None = absent.
+        rows: packed rows of all their ids, None = absent; in a roll-forward those of `names_aside` too.
         due: rows whose due time is before `due_before`, the group watermark as of the last commit; in a roll-forward,
             the rows to settle.
         published: per partition of other workers, the offset before which its predictions are in Kafka. A partition

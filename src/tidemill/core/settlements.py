@@ -82,10 +82,7 @@ class Labelled:
         Raises:
             StateLostError: TM-4207, the example is gone.
         """
-        # 0 or 1: the rule that makes a label of a record may be another since.
-        if (partition, offset) in self._joined and not any(
-            (id_, label_time, is_) in self._event_times for is_ in (0, 1)
-        ):
+        if (partition, offset) in self._joined and not self._has_example(id_, label_time):
             raise outputs_gone(self._topic, f"the label at {partition}@{offset} was joined and has no example")
 
     def expect_examples_of_events(self, events: Iterable[tuple[str, int]]) -> None:
