@@ -41,12 +41,14 @@ def shop(servers, app_name: str, tmp_path: Path) -> Iterator[Shop]:
 
 
 def serve(shop: Shop, first: int, count: int) -> None:
-    """Orders, four of five with their label, through a worker."""
+    """Orders, four of five with their label five seconds later, through a worker."""
+    now = time.time()
     for order in range(first, first + count):
-        shop.send("event", str(order), -15 + order / 100, order=order, product=f"p{order % 3}", amount=float(order))
+        fields = {"order": order, "product": f"p{order % 3}", "amount": float(order)}
+        shop.send("event", str(order), -15 + order / 100, now=now, **fields)
     for order in range(first, first + count):
         if order % 5:
-            shop.send("label", str(order), -10 + order / 100, order=order, returned=order % 3 == 0)
+            shop.send("label", str(order), -10 + order / 100, now=now, order=order, returned=order % 3 == 0)
     shop.producer.flush()
     shop.start()
     done = (first + count) // 5 * 4
