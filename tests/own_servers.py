@@ -40,7 +40,7 @@ from tidemill.io.kafka_runtime import default_cache_folder, import_extra, prepar
 
 GUIDE = Path(__file__).parents[1] / "docs" / "own-servers.md"
 USER, PASSWORD = "tidemill", "not-a-secret"
-DEADLINE_S = 40.0
+DEADLINE_S = 90.0
 
 
 @dataclass(frozen=True)

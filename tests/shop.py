@@ -69,7 +69,7 @@ class Shop:
     def stop(self) -> int:
         assert self.worker is not None
         self.worker.send_signal(signal.SIGTERM)
-        return self.worker.wait(30)
+        return self.worker.wait(90)
 
     def kill(self) -> None:
         """The worker is gone afterwards, whatever it was doing."""
@@ -77,7 +77,7 @@ class Shop:
             self.worker.kill()
             self.worker.wait()
 
-    def until(self, is_so: Callable[[Status], bool], deadline_s: float = 40.0) -> Status:
+    def until(self, is_so: Callable[[Status], bool], deadline_s: float = 90.0) -> Status:
         deadline = time.monotonic() + deadline_s
         while True:
             asked_at = time.monotonic()

@@ -132,7 +132,7 @@ def forwarder(shop: Shop, *sinks: SinkSettings, report: Callable[[str], None] = 
 
 def forward(shop: Shop, *sinks: SinkSettings, report: Callable[[str], None] = print, **more: Any) -> dict[str, int]:
     made = forwarder(shop, *sinks, report=report, **more)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     made.run(is_until_end=True, is_stopped=lambda: time.monotonic() > deadline)
     made.close()
     return dict(made.counts)
@@ -178,7 +178,7 @@ def test_nothing_is_lost_while_a_sink_is_down_and_other_sinks_are_not_held_up(sh
     while len(other.taken) < 5:
         made.step()
     assert len(receiver.taken) < 5  # the healthy one has all before the other has come back
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     made.run(is_until_end=True, is_stopped=lambda: time.monotonic() > deadline)
     made.close()
     other.close()

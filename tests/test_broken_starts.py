@@ -63,7 +63,7 @@ def run(command: Sequence[str], **environment: str) -> Ended:
 
 def processes_with(mark: str) -> list[int]:
     """Ids of the living processes whose environment has the mark; those that are ending get a moment."""
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 20
     while True:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):

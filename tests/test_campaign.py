@@ -76,7 +76,7 @@ def test_worker_killed_between_the_ends_of_partitions_finishes_the_replay(
         drained = [partition for partition, end in stream.ends.items() if marks[partition].committed == end]
         assert 0 < len(drained) < ends
         worker.restart()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while not stream.is_drained() and time.monotonic() < deadline:
             worker.check_alive()
             time.sleep(0.1)

@@ -38,7 +38,7 @@ def orders_of(shop: Shop) -> list[Partition]:
 def exit_code_of_a_start(shop: Shop) -> int:
     shop.start()
     assert shop.worker is not None
-    return shop.worker.wait(40)
+    return shop.worker.wait(90)
 
 
 def reset_to(shop: Shop, target: str) -> None:

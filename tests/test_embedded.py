@@ -95,7 +95,7 @@ def test_topic_can_be_made_and_written_at_once(servers: Servers, app_name: str) 
 
 def test_unknown_topic_is_not_created_by_a_reader(servers: Servers, app_name: str) -> None:
     admin = AdminClient({"bootstrap.servers": servers.bootstrap_servers})
-    admin.list_topics(f"{app_name}.mistyped", timeout=10)
+    admin.list_topics(f"{app_name}.mistyped", timeout=60)
     assert f"{app_name}.mistyped" not in admin.list_topics(timeout=10).topics
 
 

@@ -425,7 +425,7 @@ def test_kafka_keeps_a_day_of_2013_in_order(servers, app_name):
     places = [TopicPartition(one.name, number, OFFSET_BEGINNING) for one in topics for number in range(one.partitions)]
     consumer.assign(places)
     messages = []
-    deadline = monotonic() + 30
+    deadline = monotonic() + 90
     while len(messages) < published.total:
         messages.extend(consumer.consume(1_000, timeout=0.2))
         assert monotonic() < deadline, f"only {len(messages)} of {published.total} records came"

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.servers
 
 UNTIL = date(2013, 1, 2)
 BATCH_RECORDS = 250  # a dozen batches
-DEADLINE_S = 60.0
+DEADLINE_S = 90.0
 
 
 def mutant(mutation: str, accident: str = "none") -> tuple[str, ...]:

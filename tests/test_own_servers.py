@@ -96,12 +96,12 @@ def test_app_runs_over_tls_with_the_rights_that_the_guide_lists(tmp_path: Path) 
             command("worker", "payments.yaml", "--bounded"), cwd=app, env=environment_of(app, environment)
         )
         try:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 90
             while count_of(PREDICTIONS, servers.admin_servers) < payments and time.monotonic() < deadline:
                 assert worker.poll() is None
                 time.sleep(0.2)
             worker.terminate()
-            assert worker.wait(30) == 0
+            assert worker.wait(90) == 0
         finally:
             worker.kill()
             worker.wait()

@@ -126,7 +126,7 @@ def test_a_hundred_promotions_and_rollbacks_under_load_leave_no_doubt_who_scored
     shop.until(lambda now: now.published.get("prediction", 0) >= load.sent)
     for worker in workers:
         worker.send_signal(signal.SIGTERM)
-    assert [worker.wait(30) for worker in workers] == [0, 0]
+    assert [worker.wait(90) for worker in workers] == [0, 0]
 
     history = role_history(shop.settings)
     assert [command.kind for command, _ in history.obeyed] == ["prepare", "promote"] * CHANGES

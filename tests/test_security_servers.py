@@ -138,7 +138,7 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
             stderr=file,
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 90
         while count_of(PREDICTIONS, stage.servers.admin_servers) < payments and time.monotonic() < deadline:
             assert worker.poll() is None, log.read_text()
             time.sleep(0.5)
@@ -154,7 +154,7 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
         for process in (worker, web):
             process.send_signal(signal.SIGTERM)
         for process in (worker, web):
-            process.wait(40)
+            process.wait(90)
     stage.said["worker and web"] = log.read_text()
 
     for words in (("monitor", "--until-end"), ("trainer", "--until-end"), ("alerts", "ls")):
@@ -183,11 +183,11 @@ def test_password_is_in_no_output_no_page_no_topic_and_no_file(stage: Stage, tmp
 
 
 def _page(port: int, path: str) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 90
     while not _is_open(port) and time.monotonic() < deadline:
         time.sleep(0.2)
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return str(answer.headers) + answer.read().decode(errors="replace")
     except urllib.error.HTTPError as error:
         return str(error.headers) + error.read().decode(errors="replace")

@@ -89,10 +89,10 @@ def test_of_fifty_triggers_at_once_one_trains_and_a_second_trainer_fences_the_fi
     until(lambda: loop.log().count("goes on") == starts + 2, loop)
     loop.tell(*ticks(1, first=1, triggers=()))
     until(lambda: loop.position() != position, loop)
-    assert older.wait(20) == 4, loop.log()
+    assert older.wait(90) == 4, loop.log()
     assert "TM-4010" in loop.log()
     newer.send_signal(signal.SIGTERM)
-    assert newer.wait(20) == 0
+    assert newer.wait(90) == 0
     assert loop.kinds() == ["triggered", "trained", *["declined"] * 49, "shadow"]
 
 
@@ -124,7 +124,7 @@ def test_people_ask_and_approve_between_ticks(careful: Loop, unused_port: int) -
     ):
         assert line in text
     trainer.send_signal(signal.SIGTERM)
-    assert trainer.wait(20) == 0
+    assert trainer.wait(90) == 0
     story, position = loop.kinds(), loop.position()
     assert loop.train() == 0  # a restart answers nobody twice
     assert loop.kinds() == story and loop.position() == position
@@ -139,7 +139,7 @@ def test_a_quiet_tick_is_answered_in_milliseconds(loop: Loop) -> None:
     until(lambda: (loop.position() or 0) >= count, loop)
     per_tick = (time.monotonic() - began) / max(1, count - position)
     trainer.send_signal(signal.SIGTERM)
-    assert trainer.wait(20) == 0
+    assert trainer.wait(90) == 0
     print(f"{per_tick * 1_000:.1f} ms a tick")
     assert per_tick < 0.1, per_tick  # 10 ms on an idle machine
     assert loop.kinds() == []

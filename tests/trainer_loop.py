@@ -139,7 +139,7 @@ def ticks(count: int, *, first: int = 0, triggers: Sequence[int] = (0,), **more:
 
 
 def until(is_so: Callable[[], bool], loop: Loop) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while not is_so():
         assert time.monotonic() < deadline, loop.log()
         time.sleep(0.1)

@@ -81,7 +81,7 @@ class TransportWorker:
     def partitions(self) -> frozenset[Partition]:
         return self.assignments[-1] if self.assignments else frozenset()
 
-    async def until(self, is_so: Any, deadline_s: float = 30.0) -> None:
+    async def until(self, is_so: Any, deadline_s: float = 90.0) -> None:
         """Wait for a condition; an error of the worker ends the wait."""
         async with asyncio.timeout(deadline_s):
             while not is_so():

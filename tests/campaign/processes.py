@@ -19,7 +19,7 @@ from tidemill.io.embedded import Servers
 
 ROOT = Path(__file__).parent.parent.parent
 
-STOP_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 90.0
 _STOPPED = re.compile(r"stopped at N = (\d+) after \d+ records, model digest (\w+)")
 
 

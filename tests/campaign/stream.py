@@ -25,7 +25,7 @@ from tidemill.io.redis_store import RedisStore
 FLIGHTS = (ROOT / "config" / "flights.yaml").read_text()  # once: all runs of a campaign are declared alike
 POISON_COUNT = 200
 POISON_SEED = 1
-SETTLE_DEADLINE_S = 30.0
+SETTLE_DEADLINE_S = 90.0
 
 
 class Stream:

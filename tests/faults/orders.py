@@ -35,7 +35,7 @@ WAIT_MS = 2 * HOUR_MS
 LATENESS_MS = 10 * MINUTE_MS
 DEDUP_MS = 24 * HOUR_MS
 PARTITIONS: Mapping[str, int] = {"orders": 4, "returns": 2, "prices": 1}
-SETTLE_DEADLINE_S = 30.0
+SETTLE_DEADLINE_S = 90.0
 
 
 def _schema(name: str, *fields: dict[str, Any]) -> dict[str, Any]:
