@@ -242,6 +242,7 @@ def test_what_is_written_as_csv_is_read_again(tmp_path_factory: pytest.TempPathF
         ("soon,1,a,day,,,1", "TM-2010", "_time is 'soon', not a time"),
         (",1,a,day,,,1", "TM-2013", "_time is empty"),
         ("1969-12-31T23:59:59Z,1,a,day,,,1", "TM-2013", "before 1970"),
+        (f"{NOON}000,1,a,day,,,1", "TM-2010", "are these microseconds?"),
         (f"{NOON - 1},1,a,day,,,1", "TM-2051", "sort them"),
         (f"{NOON},1,a,day,,1", "TM-2052", "6 cells under 7 names"),
     ],

@@ -45,15 +45,15 @@ def publish_orders(shop: Shop, *times: int) -> Any:
 
 
 @pytest.mark.servers
-def test_a_topic_that_we_make_refuses_microseconds_and_the_producer_is_told_where(shop: Shop) -> None:
+def test_a_topic_that_we_make_refuses_stamps_far_ahead_and_the_producer_is_told_where(shop: Shop) -> None:
     now = round(time.time() * 1_000)
     assert publish_orders(shop, now - 2, now - 1).records == {shop.names["event"]: 2}
 
     with pytest.raises(RecordError, match="nothing was sent") as refused:
-        publish_orders(shop, now, now * 1_000)
+        publish_orders(shop, now, now + DAY_MS)
 
     assert refused.value.code == "TM-2053"
-    for words in (f"topic {shop.names['event']}", str(now * 1_000), AFTER_MAX, "microseconds"):
+    for words in (f"topic {shop.names['event']}", str(now + DAY_MS), AFTER_MAX):
         assert words in refused.value.message
 
 

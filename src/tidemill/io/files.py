@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from tidemill.core.asking import TIME_LIMIT
 from tidemill.core.records import Int64s
 from tidemill.core.spec import TopicSpec
 from tidemill.errors import ConfigError, RecordError
@@ -178,6 +179,10 @@ class _TopicSchema:
         if time.min() < 0:
             row = int(np.flatnonzero(time < 0)[0])
             raise RowFault(row, Code.NO_TIME, f"{name} is empty or before 1970")
+        if time.max() >= TIME_LIMIT:
+            row = int(np.flatnonzero(time >= TIME_LIMIT)[0])
+            what = f"{name} is {time[row]}, which in milliseconds is after the year 9999; are these microseconds?"
+            raise RowFault(row, Code.OUT_OF_TYPE, what)
         return time
 
     def _keys(self, rows: _Rows, found: Mapping[str, pa.Array]) -> list[bytes]:

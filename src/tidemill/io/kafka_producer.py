@@ -133,8 +133,7 @@ def refused_stamps(topic: str, latest: int, now_ms: int, left: str) -> RecordErr
         cause = (
             f"the latest is {latest} ms since 1970, {(latest - now_ms) / 3_600_000:,.1f} h from now, and the topic's "
             f"{TIMESTAMP_AFTER_MAX} bounds how far ahead one may be (1 h where Tidemill made it); correct the last "
-            "rows of its files (microseconds in place of milliseconds?), or raise the setting for a stream that really "
-            "lies ahead"
+            "rows of its files, or raise the setting for a stream that really lies ahead"
         )
     else:
         cause = "they are older than the topic's message.timestamp.before.max.ms; raise it"
