@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,30 @@ def test_a_stream_of_ones_own_needs_yaml_and_avro_only(shop: Shop):
     assert last["numeric"][:2] == [199.0, 199.0] and last["categories"] == ["tea"]
     # Every label is known by the eight last orders: (50 positives + 0.5 * 2) / (150 + 2).
     assert predictions["1000"]["numeric"][2] == pytest.approx(51 / 152)
+
+
+def test_time_goes_on_in_quiet_partitions_beside_a_stream_without_a_pause(shop: Shop):
+    """Ten orders are due at once, but prices and returns never come; no gap between orders lets the worker rest."""
+    for order in range(10):
+        shop.send("event", str(order), -30, order=order, product="tea", amount=1.0)
+    is_over = threading.Event()
+
+    def send_steadily() -> None:
+        order = 10
+        while not is_over.wait(0.03):
+            shop.send("event", str(order), 0, order=order, product="tea", amount=1.0)
+            shop.producer.poll(0)
+            order += 1
+
+    steady = threading.Thread(target=send_steadily)
+    steady.start()
+    try:
+        shop.start()
+        shop.until(lambda now: now.outcomes.get("expired", 0) >= 10)
+    finally:
+        is_over.set()
+        steady.join()
+    assert shop.stop() == 0
 
 
 def test_health_tells_of_a_running_worker(shop: Shop, unused_port: int):

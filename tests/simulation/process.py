@@ -186,6 +186,7 @@ class Process:
                 records_of(cut), spans_of(cut, self._topics), self._generation, self.engine.epoch, metadata
             )
             self.engine.process(batch)
+            self.engine.pass_time(ends, idle_after_s=IDLE_AFTER_S)
             return
         next_time = self._merge.next_time()
         if limit is not None and next_time is not None and next_time > limit:
@@ -193,7 +194,6 @@ class Process:
             return
         self.engine.take_commands()
         self.engine.pass_time(ends, idle_after_s=IDLE_AFTER_S)
-        self.engine.look()
         marks = {partition: mark.watermark for partition, mark in self.engine.progress.marks.items()}
         if marks != self._settled_at or self.world.chance.random() < 0.05:
             self._settled_at = marks

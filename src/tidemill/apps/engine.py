@@ -142,7 +142,7 @@ class Engine:
         self._is_bounded = settings.worker.is_bounded
         self.ended: frozenset[Partition] = frozenset()  # partitions claimed behind the end of their replay
         self._positions: dict[Partition, int] = {}
-        self._moved_at: dict[Partition, float] = {}  # when the position of an owned partition last moved
+        self._moved_at: dict[Partition, float] = {}  # when the mark of a partition of the app was last seen to move
         self._partition_count = -1
         self._number = 0
         self._records = 0
@@ -153,7 +153,7 @@ class Engine:
         self._generation = generation
         self._publishing.group_metadata = group_metadata  # rows may fall due before the first batch comes
         self._positions = {}
-        self._moved_at = dict.fromkeys(partitions, time.monotonic())
+        self._moved_at.update(dict.fromkeys(partitions, time.monotonic()))
         self._partition_count = len(self._partitions_of_app())
         self._bisecting.keep(partitions)
         if self._has_died and partitions:
@@ -218,19 +218,23 @@ class Engine:
         return self._number > before
 
     def pass_time(self, ends: Mapping[Partition, int], *, idle_after_s: float) -> None:
-        """Partitions without records for `idle_after_s` take the smallest watermark of the others.
+        """Own partitions without records for `idle_after_s` take the smallest watermark of those that are not idle.
 
         A quiet partition must not keep every open prediction from expiring. Live only: a replay has punctuation for it.
+        Those of other workers are idle too when their marks do not move: two workers that waited for each other's
+        quiet partitions would wait for ever.
         """
+        if self._generation != self.current_generation:
+            return
+        self.look()
         idle_since = time.monotonic() - idle_after_s
-        idle = {
-            partition
-            for partition, at in self._positions.items()
-            if ends.get(partition, at) <= at and self._moved_at[partition] < idle_since
-        }
         marks = self.progress.marks
+        idle = {partition for partition in marks if self._moved_at[partition] < idle_since}
+        idle -= {partition for partition, at in self._positions.items() if ends.get(partition, at) > at}
+        idle -= {partition for partition, mark in marks.items() if partition not in self._positions and mark.is_lagging}
         others = [mark.watermark for partition, mark in marks.items() if partition not in idle]
-        behind = [partition for partition in idle if others and marks[partition].watermark < min(others)]
+        quiet = idle & set(self._positions)
+        behind = [partition for partition in quiet if others and marks[partition].watermark < min(others)]
         if behind:
             self._store.touch({partition: Mark("", -1, -1, min(others), False) for partition in behind})
             self.look()
@@ -280,7 +284,6 @@ class Engine:
         self._records += report.records
         self._positions = {**self._positions, **{p: span.next for p, span in commit.spans.items()}}
         now = time.monotonic()
-        self._moved_at.update({p: now for p, span in commit.spans.items() if span.next > span.start})
         self.telemetry.observe_cycle(
             records=report.records,
             outcomes=report.outcome.outcomes,
@@ -302,6 +305,9 @@ class Engine:
             if applied < at:  # emptied, or back at an older cut: nothing must be computed from it
                 raise fenced("position", partition, expected=str(at), found=str(applied))
         self._wholeness.see(marks)
+        before, now = self.progress.marks, time.monotonic()
+        moved = [p for p, mark in marks.items() if p not in before or before[p].applied != mark.applied]
+        self._moved_at.update(dict.fromkeys(moved, now))
         others = [mark.watermark for p, mark in marks.items() if p not in self._positions and mark.is_lagging]
         limit = min(others) + self._spec.max_skew_ms if others else None
         self.progress = Progress(marks, limit, self._number, self._records, self._serving.n)

@@ -39,7 +39,7 @@ STOP_DEADLINE_S = 20.0  # a stop that takes longer is a hang: the process ends a
 STALLED_STOP_DEADLINE_S = 3.0  # what did not move for so long will not end tidily either
 LOST_PATIENCE = 2  # times `stall_after`: a broker that is away takes the partitions, and may be away for a minute
 LOOK_AGAIN_S = 0.005  # how often a worker that waits for others reads their marks
-SETTLE_EVERY_S = 0.2  # how often rows are settled while no records come
+SETTLE_EVERY_S = 0.2  # how often rows are settled while no records come, and quiet partitions follow the others
 UNAVAILABLE_S = 120.0  # a broker or store may be away for a minute; twice that is an operator's matter
 RETRY_S = 1.0
 
@@ -72,6 +72,7 @@ class Worker:
         self._busy = asyncio.Lock()
         self._in_hand = InHand()
         self._last_batch = time.monotonic()
+        self._passed_at = 0.0  # when time was last let pass
         self._lost_at: float | None = None  # when the group took the partitions away, until it gives some again
         self._consumer: Any = None
 
@@ -151,6 +152,7 @@ class Worker:
         try:
             async with self._busy:
                 await self._in_compute(self._engine.process, batch)
+                await self._pass_time()
         except (FencedError, UnavailableError) as error:
             await self._claim_again(batch.generation, error)
         except Exception as error:
@@ -216,9 +218,7 @@ class Worker:
                 elif time.monotonic() - max(self._last_batch, settled_at) > SETTLE_EVERY_S:
                     async with self._busy:
                         await self._in_compute(self._engine.take_commands)
-                        if not self.is_bounded:
-                            patience = self._settings.worker.idle_after_s
-                            await self._in_compute(self._engine.pass_time, polling.ends, idle_after_s=patience)
+                        await self._pass_time()
                         while await self._in_compute(self._engine.settle):
                             pass
                     settled_at = time.monotonic()
@@ -227,6 +227,21 @@ class Worker:
             except Exception as error:
                 self.on_fatal(error)
                 return
+
+    async def _pass_time(self) -> None:
+        """Now and then, with batches or without; who calls it holds `_busy`.
+
+        A steady stream leaves no pause, and the partitions beside it that are quiet would hold it back for ever.
+        """
+        assert self._engine is not None
+        if time.monotonic() - self._passed_at < SETTLE_EVERY_S:
+            return
+        if self.is_bounded:
+            await self._in_compute(self._engine.look)  # a store that was emptied meanwhile is noticed
+        else:
+            ends, patience = self._consumer.polling.ends, self._settings.worker.idle_after_s
+            await self._in_compute(self._engine.pass_time, ends, idle_after_s=patience)
+        self._passed_at = time.monotonic()
 
     async def _watch(self) -> None:
         """Ends the worker when committed progress has stopped although there is lag, or when nobody could tell."""
