@@ -10,8 +10,10 @@ import pytest
 
 from tests.builders import a_spec
 from tests.folded_log import Log, a_serving
+from tidemill.apps import folding
 from tidemill.apps.folding import ExampleFold, barrier_of
 from tidemill.core.loop_spec import MonitorSpec, RetrainSpec
+from tidemill.errors import UnavailableError
 from tidemill.io.model_snapshots import ModelSnapshots
 
 TICK = 1_000
@@ -91,3 +93,16 @@ def test_a_snapshot_that_cannot_be_written_is_told_and_stops_nothing(tmp_path: P
         fold._keep(serving.snapshot())
     assert fold.snapshots_failed == 2
     assert len(told) == 2 and all(text.startswith("TM-3306") for text in told)
+
+
+@pytest.mark.parametrize("is_bounded", [True, False])
+def test_a_log_whose_end_is_known_and_that_cannot_be_read_is_not_waited_for_for_ever(
+    is_bounded: bool, monkeypatch: pytest.MonkeyPatch
+):
+    reader = Reader()
+    fold, _ = a_fold(reader, is_bounded=is_bounded)
+    monkeypatch.setattr(reader, "read", lambda **asked: [])  # the broker went away in between
+    monkeypatch.setattr(folding, "CATCH_UP_STILL_S", 0.02)
+    reader.end = 4
+    with pytest.raises(UnavailableError, match=r"TM-3020 .* offset 4 .* \(read up to 0\)"):
+        fold.catch_up()

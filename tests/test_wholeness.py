@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from tidemill.apps import wholeness as wholeness_module
 from tidemill.apps.wholeness import FlaggedScorer, Wholeness
 from tidemill.core.records import FeatureBatch, Mark, Partition, Scores
-from tidemill.errors import FencedError
+from tidemill.errors import FencedError, UnavailableError
 
 A, B = Partition("events", 0), Partition("events", 1)
 COMMITTED = {A: 10, B: 20, Partition("labels", 0): None, Partition("prices", 0): 0}
@@ -47,6 +48,23 @@ def test_with_stop_nobody_scores_before_every_partition_is_where_the_group_stand
     whole.wait(lambda: next(asked), lambda: True)
     assert whole.is_whole and len(list(asked)) == 1
     assert "1 partitions of other workers are still being rebuilt: waiting" in said[0] and "whole again" in said[-1]
+
+
+def test_who_waits_for_a_rebuild_that_nobody_does_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner may believe that it has nothing to do: a worker that waits for it for ever is no worker."""
+    monkeypatch.setattr(wholeness_module, "REBUILT_WITHIN_S", 0.02)
+    whole = Wholeness("stop", lambda message: None)
+    whole.begin(COMMITTED, marks(a=10))
+    moving = (marks(a=10, b=at) for at in range(19))
+
+    def slowly() -> Mapping[Partition, Mark]:
+        time.sleep(0.015)
+        return next(moving)
+
+    with pytest.raises(StopIteration):  # whatever moves is waited for, here 0.3 s
+        whole.wait(slowly, lambda: True)
+    with pytest.raises(UnavailableError, match=r"TM-3017 events\[1\] have to be rebuilt and came no further"):
+        whole.wait(lambda: marks(a=10, b=19), lambda: True)
 
 
 def test_with_degraded_every_score_is_flagged_until_all_is_whole() -> None:

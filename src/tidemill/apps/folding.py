@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 from tidemill.apps.failpoints import failpoint
+from tidemill.apps.patience import Patience
 from tidemill.core.roles import Roles
 from tidemill.core.snapshot import ModelSnapshot
 from tidemill.core.spec import AppSpec
@@ -23,6 +24,7 @@ from tidemill.models.serving import Serving
 
 READ_YOUR_WRITES_S = 0.05  # live: a later example is worth more than a late prediction
 OWN_EXAMPLES_S = 30.0  # bounded replay: our own committed examples must come; a broker that keeps them longer is down
+CATCH_UP_STILL_S = 60.0  # without a record, although the end is known: the broker is down
 FOLD_RECORDS_MAX = 10_000  # bounds memory while catching up
 
 
@@ -115,7 +117,11 @@ class ExampleFold:
             self.catch_up()
 
     def catch_up(self) -> None:
-        """Fold all that is in the log now (at start, after a claim, behind a barrier)."""
+        """Fold all that is in the log now (at start, after a claim, behind a barrier).
+
+        Raises:
+            UnavailableError: TM-3020, what the log holds cannot be read.
+        """
         self._fold_until(self.reader.end_offset(), deadline_s=None)
 
     def __call__(self) -> None:
@@ -134,19 +140,26 @@ class ExampleFold:
         self._fold(messages, self.reader.position)
 
     def _fold_until(self, offset: int, deadline_s: float | None) -> None:
-        started = time.monotonic()
+        started, patience = time.monotonic(), Patience(CATCH_UP_STILL_S)
         while self._serving.n < offset:
             messages = self.reader.read(until_offset=offset, timeout_s=0.005, max_records=FOLD_RECORDS_MAX)
             # N stops exactly at the offset asked for, whatever markers the reader has already passed behind it.
             self._fold(messages, min(self.reader.position, offset))
-            if deadline_s is not None and self._serving.n < offset and time.monotonic() - started > deadline_s:
-                if self._is_bounded:
-                    raise UnavailableError(
-                        "TM-3020",
-                        f"examples log: offset {offset} was committed but cannot be read after {deadline_s:.0f} s "
-                        f"(read up to {self._serving.n}); check the broker, then start the worker again",
-                    )
+            if self._serving.n >= offset:
                 return
+            if deadline_s is None:
+                is_late = patience.is_over(self._serving.n)
+            else:
+                is_late = time.monotonic() - started > deadline_s
+            if is_late and deadline_s is not None and not self._is_bounded:
+                return
+            if is_late:
+                waited_s = CATCH_UP_STILL_S if deadline_s is None else deadline_s
+                raise UnavailableError(
+                    "TM-3020",
+                    f"examples log: offset {offset} was committed but cannot be read after {waited_s:.0f} s "
+                    f"(read up to {self._serving.n}); check the broker, then start the worker again",
+                )
 
     def _fold(self, messages: list[Message], offset_next: int) -> None:
         if offset_next <= self._serving.n:

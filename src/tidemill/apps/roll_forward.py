@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from tidemill.apps.dead_letters import letter_of
+from tidemill.apps.patience import Patience
 from tidemill.core.batches import with_idle_partitions
 from tidemill.core.labels import EventEntry
 from tidemill.core.merge import TimeOrderedMerge
@@ -29,6 +30,7 @@ from tidemill.core.settlements import Decided, Example, Labelled, Settlements, o
 from tidemill.core.spec import AppSpec
 from tidemill.core.tables import SERVED
 from tidemill.core.topic_names import dead_letter_topic
+from tidemill.errors import UnavailableError
 from tidemill.io.dead_letters import KILLING_CODES, Code
 from tidemill.io.judge import Fault
 from tidemill.io.kafka_reader import LogReader, read_to_end
@@ -37,6 +39,7 @@ from tidemill.io.source import records_of, spans_of
 from tidemill.io.wire import InputDecoder, decode, without_commands
 
 READ_RECORDS_MAX = 5_000  # per poll; bounds memory, not meaning
+READ_STILL_S = 60.0  # without a record, although the end is known: the broker is down
 DUE_ROWS_MAX = 1_000_000  # none of the rows that a commit settled may be missed
 FOREVER_MS = 1 << 62  # later than any row is due
 
@@ -251,7 +254,12 @@ def read_merged(
     ranges: Mapping[Partition, tuple[int, int]],
     condemned: Mapping[tuple[Partition, int], Fault] = MappingProxyType({}),
 ) -> Iterator[Batch]:
-    """The records of every range [start, end) of the inputs in merged order, in batches; condemned ones undecoded."""
+    """The records of every range [start, end) of the inputs in merged order, in batches; condemned ones undecoded.
+
+    Raises:
+        StateLostError: TM-4020, records of a range were deleted.
+        UnavailableError: TM-3018, what an input holds cannot be read.
+    """
     topics = spec.topics
     merge = TimeOrderedMerge([topic.role for topic in topics], is_bounded=False)
     index_of = {topic.name: index for index, topic in enumerate(topics)}
@@ -260,6 +268,7 @@ def read_merged(
         readers[partition] = LogReader(client_settings, partition.topic, partition.number)
         readers[partition].seek(start)
         merge.add_partition(index_of[partition.topic], partition.number, start)
+    patience, batches = Patience(READ_STILL_S), 0
     while True:
         unfinished = {
             (index_of[partition.topic], partition.number): partition
@@ -281,8 +290,12 @@ def read_merged(
                 place = (Partition(topics[one.topic_index].name, one.partition), one.offset)
                 if place in condemned:
                     faults[at] = condemned[place]
+            batches += 1
             yield decoder.decode(records, spans_of(cut, [topic.name for topic in topics]), faults)
         elif not unfinished:
             break
+        if patience.is_over((batches, [reader.position for reader in readers.values()])):
+            places = ", ".join(f"{partition}@{readers[partition].position}" for partition in unfinished.values())
+            raise UnavailableError("TM-3018", f"{places}: nothing came in {READ_STILL_S:g} s; check the broker")
     for reader in readers.values():
         reader.close()

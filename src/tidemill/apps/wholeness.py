@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from tidemill.apps.patience import Patience
 from tidemill.core.ports import Scorer
 from tidemill.core.records import FeatureBatch, Mark, Partition, Scores
-from tidemill.errors import FencedError
+from tidemill.errors import FencedError, UnavailableError
 
 WhenBehind = Literal["stop", "degraded"]
 LOOK_EVERY_S = 0.05  # one small script
 TELL_EVERY_S = 10.0
+REBUILT_WITHIN_S = 300.0  # without progress; who rebuilds reads snapshots and whole logs before the first record
 
 
 class Wholeness:
@@ -52,8 +54,10 @@ class Wholeness:
 
         Raises:
             FencedError: the group took partitions away meanwhile.
+            UnavailableError: TM-3017 nobody rebuilds them.
         """
         told = time.monotonic()
+        patience = Patience(REBUILT_WITHIN_S)
         while self._behind and self._when_behind == "stop":
             if not is_current():
                 raise FencedError("TM-4002", "partitions were taken away while others were being rebuilt")
@@ -61,7 +65,14 @@ class Wholeness:
                 told = time.monotonic()
                 self._report(f"still waiting for {', '.join(map(str, sorted(self._behind)[:5]))} to be rebuilt")
             time.sleep(LOOK_EVERY_S)
-            self.see(marks())
+            now = marks()
+            self.see(now)
+            if patience.is_over({partition: now[partition].applied for partition in self._behind if partition in now}):
+                raise UnavailableError(
+                    "TM-3017",
+                    f"{', '.join(map(str, sorted(self._behind)[:5]))} have to be rebuilt and came no further in "
+                    f"{REBUILT_WITHIN_S:g} s; does the worker that owns them run, and what does it say?",
+                )
 
 
 def _behind(goals: Mapping[Partition, int], marks: Mapping[Partition, Mark]) -> dict[Partition, int]:
