@@ -34,8 +34,8 @@ def test_every_record_has_exactly_one_outcome_whatever_happens(first: int) -> No
 
 # Rebuilds that went wrong once: orphans counted twice, a roll-forward that was interrupted within a commit, a row that
 # had been forgotten before a label came, an id that came again, outputs behind an open transaction; one that needs the
-# operator; and two that the oracle took for wrong.
-@pytest.mark.parametrize("seed", [2160, 3244, 2336, 2810, 10457, 20339, 3512, 1716, 6479])
+# operator; two that the oracle took for wrong; and a store that was emptied under workers that stayed connected.
+@pytest.mark.parametrize("seed", [2160, 3244, 2336, 2810, 10457, 20339, 3512, 1716, 6479, 61056, 61226])
 def test_seeds_that_failed_once_hold(seed: int) -> None:
     result = run(seed)
     assert result.violation is None and result.happened

@@ -248,7 +248,7 @@ class World:
             self._cuts.append((self.step, copy.deepcopy(self.backend), self.oracle.serial))
 
     def _harm_store(self) -> None:
-        """Connections are lost with the server: whoever asks next claims anew.
+        """Where connections are lost with the server, whoever asks next claims anew.
 
         Where something is applied and not published, the harm waits until nobody is about to publish it: a transaction
         that is committed after the loss is as good as one before it.
@@ -269,8 +269,10 @@ class World:
         self.happened.append(f"step {self.step}: {fault.kind}" + (f" to commit {serial}" if serial >= 0 else ""))
         self._replace_store(backend, serial)
         self._late = [late for late in self._late if not getattr(late[1], "is_of_store", False)]
+        # Only an older cut needs another server: FLUSHALL leaves everybody connected.
+        is_restarted = fault.kind == "store back" or self.chance.random() < 0.6
         for process in self.processes:
-            process.is_cut_off = True
+            process.is_cut_off = is_restarted
 
     def _replace_store(self, backend: MemoryBackend, serial: int) -> None:
         self.oracle.forget(serial)

@@ -161,7 +161,9 @@ class Engine:
             self._has_died = False
         starts = self._claims.take(partitions, group_metadata) if partitions else {}
         self._wholeness.begin(self._claims.committed_of_app if partitions else {}, self._store.marks())
-        self._wholeness.wait(self._store.marks, lambda: self._generation == self.current_generation)
+        self._wholeness.wait(
+            lambda: _kept(self._store.marks(), starts), lambda: self._generation == self.current_generation
+        )
         self._positions = starts
         self.ended = self._find_ended() if self._is_bounded else frozenset()
         self._show_first_records()
@@ -300,11 +302,7 @@ class Engine:
 
     def _see(self, marks: Mapping[Partition, Mark]) -> None:
         """Raises FencedError: the store has forgotten what this worker committed."""
-        for partition, at in self._positions.items():
-            applied = marks[partition].applied if partition in marks else -1
-            if applied < at:  # emptied, or back at an older cut: nothing must be computed from it
-                raise fenced("position", partition, expected=str(at), found=str(applied))
-        self._wholeness.see(marks)
+        self._wholeness.see(_kept(marks, self._positions))
         before, now = self.progress.marks, time.monotonic()
         moved = [p for p, mark in marks.items() if p not in before or before[p].applied != mark.applied]
         self._moved_at.update(dict.fromkeys(moved, now))
@@ -322,7 +320,7 @@ class Engine:
     def _show_first_records(self) -> None:
         """A claimed partition that has records but was never processed shows the time before its first record, so
         that other workers neither run away from it nor wait for it for ever."""
-        marks = self._store.marks()
+        marks = _kept(self._store.marks(), self._positions)
         unseen = [p for p in self._positions if marks[p].watermark < 0]
         bounds = kafka.log_bounds(self._clients, unseen) if unseen else {}
         first_times: dict[Partition, Mark] = {}
@@ -361,3 +359,16 @@ class Engine:
 
     def _partitions_of_app(self) -> list[Partition]:
         return kafka.partitions_of(self._clients, [topic.name for topic in self._spec.topics])
+
+
+def _kept(marks: Mapping[Partition, Mark], positions: Mapping[Partition, int]) -> Mapping[Partition, Mark]:
+    """The marks, of a store that has not forgotten these positions.
+
+    Raises:
+        FencedError: it was emptied, or is back at an older cut: nothing must be computed from it.
+    """
+    for partition, at in positions.items():
+        applied = marks[partition].applied if partition in marks else -1
+        if applied < at:
+            raise fenced("position", partition, expected=str(at), found=str(applied))
+    return marks
