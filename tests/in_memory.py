@@ -135,6 +135,7 @@ class Worker:
         self.claims = Claims(
             client_settings=settings,
             group="workers",
+            commits_topic=pipeline.commits_topic,
             partitions_of_app=lambda: sorted(app.partitions),
             store=self.store,
             publishing=self.publishing,

@@ -238,4 +238,5 @@ def kafka_in_memory() -> Iterator[None]:
         stack.enter_context(mock.patch.object(roll_forward_module, "read_to_end", _read_to_end))
         client = SimpleNamespace(committed_offsets=_committed_offsets, log_bounds=_log_bounds)
         stack.enter_context(mock.patch.object(claims_module, "kafka", client))
+        stack.enter_context(mock.patch.object(claims_module, "read_topic", _read_to_end))
         yield

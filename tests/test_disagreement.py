@@ -132,3 +132,17 @@ def test_another_store_ends_with_exit_4_and_reset_lets_the_log_fill_it(shop: Sho
     process_one_more(shop)
     assert "rebuilding it from the log" in shop.log_text()
     assert len(shop.read("predictions")) == 61 and sum(shop.store().row_counts().values()) == sum(rows.values()) + 1
+
+
+def test_nothing_is_published_again_when_store_and_offsets_are_both_lost(shop: Shop):
+    """As after a week without members and a store without persistence."""
+    shop.store().wipe()
+    kafka.delete_group(shop.clients, worker_group(shop.settings.app.name))
+    assert exit_code_of_a_start(shop) == 4
+    assert "TM-4208" in shop.log_text() and "tidemill reset --to earliest" in shop.log_text()
+    assert len(shop.read("predictions")) == 60
+
+    reset_to(shop, "earliest")  # who wants it twice may have it twice
+    shop.start()
+    shop.until(lambda now: now.published.get("prediction", 0) == 120)
+    assert shop.stop() == 0

@@ -126,6 +126,8 @@ def test_descendant_of_the_committed_store_is_the_same_store() -> None:
 def test_offsets_without_metadata_that_differ_stop() -> None:
     assert code(decided(10, 20, metadata=None)) == "TM-4204"
     assert code(decided(20, 10, (10, 20), metadata=None)) == "TM-4204"
+    assert code(decided(None, 10, store=None, metadata=None)) == "TM-4204"  # an emptied store beside it
+    assert code(decided(None, 10, metadata=None)) == "TM-4204"
     assert decided(10, 10, metadata=None) == Continue(10)
 
 

@@ -15,7 +15,14 @@ from unittest import mock
 
 from tests.in_memory import Machinery
 from tests.simulation.broker import Metadata
-from tests.simulation.clients import SimulatedKafka, SimulatedReader, SimulatedStore, SimulatedWriter, read_to_end
+from tests.simulation.clients import (
+    SimulatedKafka,
+    SimulatedReader,
+    SimulatedStore,
+    SimulatedWriter,
+    read_to_end,
+    read_topic,
+)
 from tests.simulation.model import DigestModel
 from tests.simulation.stage import Actor
 from tests.simulation.steps import Step
@@ -280,7 +287,11 @@ class Workshop:
                 "time": clock,
             },
             wholeness: {"time": clock},
-            claims: {"kafka": SimulatedKafka, "secrets": SimpleNamespace(token_hex=world.random_hex)},
+            claims: {
+                "kafka": SimulatedKafka,
+                "read_topic": read_topic,
+                "secrets": SimpleNamespace(token_hex=world.random_hex),
+            },
             publishing: {"TransactionalWriter": SimulatedWriter},
             roll_forward: {"LogReader": SimulatedReader, "read_to_end": read_to_end},
             cycle: {"time": clock},

@@ -19,6 +19,7 @@ from tidemill.core.recovery import Continue, Rebuild, SendSlices, StartNew, Stop
 from tidemill.core.recovery import RollForward as RollForwardAction
 from tidemill.errors import StateLostError
 from tidemill.io import kafka
+from tidemill.io.kafka_reader import read_topic
 from tidemill.io.redis_store import ClaimView, RedisStore
 from tidemill.io.slices import unpack_slice
 
@@ -33,6 +34,7 @@ class Claims:
         *,
         client_settings: Mapping[str, Any],
         group: str,
+        commits_topic: str,
         partitions_of_app: Callable[[], Sequence[Partition]],
         store: RedisStore,
         publishing: Publishing,
@@ -49,6 +51,7 @@ class Claims:
         self._suspect = suspect
         self._client_settings = client_settings
         self._group = group
+        self._commits_topic = commits_topic
         self._partitions_of_app = partitions_of_app
         self._store = store
         self._publishing = publishing
@@ -66,7 +69,16 @@ class Claims:
         self._publishing.renew()
         of_app = kafka.committed_offsets(self._client_settings, self._group, self._partitions_of_app())
         self.committed_of_app = {partition: at for partition, (at, _) in of_app.items()}
-        view = self._store.claim(sorted(partitions), may_create=all(at is None for at, _ in of_app.values()))
+        is_new = all(at is None for at, _ in of_app.values())
+        view = self._store.claim(sorted(partitions), may_create=is_new and not self._has_published())
+        if view.incarnation is None and is_new:
+            raise StateLostError(
+                "TM-4208",
+                f"topic {self._commits_topic} tells of batches, and neither the store nor group {self._group} knows of "
+                "any: both were lost (Kafka forgets the offsets of a group that is away for a week), and a worker "
+                "that begins anew would publish every output a second time; if readers can take that, `tidemill reset "
+                "--to earliest`, else start an app of another name",
+            )
         if view.incarnation is None:
             if not self._restore(of_app):
                 self._report("the store is empty though the group has committed offsets: rebuilding it from the log")
@@ -118,6 +130,10 @@ class Claims:
             self._roll_forward.run(to_replay, frozenset(partitions))
         self._store.mark_published(starts)
         return starts
+
+    def _has_published(self) -> bool:
+        """Whether outputs of this app are in Kafka, whoever has forgotten it."""
+        return any(map(bool, read_topic(self._client_settings, self._commits_topic)))
 
     def _send(
         self, view: ClaimView, partition: Partition, slices: Sequence[tuple[int, int, bytes]], group_metadata: object

@@ -110,6 +110,7 @@ class Engine:
         self._claims = Claims(
             client_settings=clients,
             group=worker_group(spec.name),
+            commits_topic=self._pipeline.commits_topic,
             partitions_of_app=self._partitions_of_app,
             store=self._store,
             publishing=self._publishing,

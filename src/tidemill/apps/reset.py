@@ -13,6 +13,7 @@ the group's offsets are deleted; every record is processed, and every output pub
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -78,6 +79,7 @@ def reset(settings: Settings, target: Target, *, is_dry_run: bool) -> list[Move]
                 # The group first: a stop between the two leaves a store without a group, which no worker mistakes.
                 kafka.delete_group(clients, group)
                 store.wipe()
+                store.open_rebuild(secrets.token_hex(8))  # else a worker would take it for one that was lost (TM-4208)
             return [Move(p, committed[p], None) for p in partitions]
         log_starts = {p: start for p, (start, _) in kafka.log_bounds(clients, partitions).items()}
         if target == "committed":

@@ -89,7 +89,10 @@ def decide(
             "store is lost, `tidemill reset --to committed` empties this one and the worker computes it from the log",
         )
     if applied is None:
-        return StartNew() if committed is None else _rebuild(committed, log_start)
+        if committed is None:
+            return StartNew()
+        # An empty store and an offset of somebody else: nobody knows what was published behind it.
+        return _set_by_hand(0, committed) if committed_incarnation is None else _rebuild(committed, log_start)
     if store_incarnation is None:
         return Stop(
             "TM-4205",
