@@ -164,6 +164,18 @@ def test_client_library_has_one_home(library: str) -> None:
     )
 
 
+def test_headers_of_messages_are_read_in_one_place() -> None:
+    """`message.headers()` of a record whose headers are no UTF-8 can end the process: see `io.source.read_headers`."""
+    report(
+        [
+            f"{path}:{node.lineno} asks a message for its headers: use io.source.read_headers"
+            for path in SOURCES
+            for node in ast.walk(ast.parse(path.read_text(), str(path)))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "headers"
+        ]
+    )
+
+
 def test_homes_are_written_down() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
     report(

@@ -18,9 +18,11 @@ from tidemill.core.records import Partition
 from tidemill.core.spec import TopicSpec
 from tidemill.core.topic_names import dead_letter_topic
 from tidemill.errors import ConfigError
+from tidemill.io.dead_letters import TRUNCATED_HEADER
 from tidemill.io.framing import HEADER_BYTES, fingerprint_text, header_of
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.leading_fields import leading_fields
+from tidemill.io.source import Headers, read_headers
 
 UNKNOWN_CODE = "unknown"
 SHOWN_BYTES = 64  # of a value that cannot be decoded
@@ -51,7 +53,7 @@ class Letter:
     message: str
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
+    headers: Headers
     timestamp: int  # ms, of the original
     is_truncated: bool
 
@@ -136,7 +138,7 @@ def select_letters(settings: Settings, selection: Selection) -> Iterator[Letter]
 
 def letter_of(message: KafkaMessage) -> Letter:
     """A record of a dead letter topic, taken apart."""
-    headers = list(message.headers() or ())
+    headers = read_headers(message) or ()
     starts = [at for at, (name, _) in enumerate(headers) if name == _FIRST_HEADER]
     at = starts[-1] if starts else len(headers)
     ours = dict(headers[at:])
@@ -149,9 +151,9 @@ def letter_of(message: KafkaMessage) -> Letter:
         message=_text(ours, "__streams.errors.message"),
         key=message.key(),
         value=message.value(),
-        headers=tuple(headers[:at]),
+        headers=headers[:at],
         timestamp=message.timestamp()[1],
-        is_truncated="tidemill.dlq.truncated" in ours,
+        is_truncated=TRUNCATED_HEADER in ours,
     )
 
 

@@ -25,6 +25,7 @@ from tidemill.core.topic_names import alerts_topic, commits_topic, drift_topic
 from tidemill.errors import UnavailableError
 from tidemill.io.kafka_reader import LogEnds, LogReader, read_topic
 from tidemill.io.loop_records import decode_alerts, decode_ticks, encode_alerts, encode_ticks
+from tidemill.io.source import read_headers
 from tidemill.io.wire import decode
 
 POSITIONS_HEADER = "tidemill.positions"  # of a tick's record: the next offset of each log that it is made of
@@ -94,7 +95,7 @@ def read_published(clients: Mapping[str, Any], app: AppSpec, report: Callable[[s
     found: list[_Published] = []
     for messages in read_topic(clients, drift_topic(app.name)):
         ticks = decode_ticks([message.value() for message in messages], alerts)
-        positions = [_positions_of(message.headers()) for message in messages]
+        positions = [_positions_of(read_headers(message)) for message in messages]
         found += map(_Published, ticks, positions)
     return PublishedTicks(found, report)
 

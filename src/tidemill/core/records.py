@@ -77,13 +77,13 @@ class Span(NamedTuple):
 
 
 class DeadLetter(NamedTuple):
-    """A record that cannot be processed, with its original bytes."""
+    """A record that cannot be processed, with its original bytes. headers: None = they could not be read."""
 
     partition: Partition
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...]
+    headers: tuple[tuple[str, bytes | None], ...] | None
     timestamp: int
     code: str  # TM-2xxx
     message: str

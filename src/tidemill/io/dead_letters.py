@@ -1,7 +1,8 @@
 """Why a record cannot be read, and the dead letter that says so.
 
 In: a record and its fault. Out: a `DeadLetter`, and the record to publish for one. Invariant: key, value, headers and
-timestamp of the original are untouched, unless the producer's limit forces a cut, which a header then tells.
+timestamp of the original are untouched; where the producer's limit forces a cut, or headers are unreadable, a header
+tells what is missing.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from tidemill.core.records import DeadLetter, Output
 from tidemill.core.topic_names import dead_letter_topic
 
 OUTPUT_BYTES_MAX = 16 * 1024 * 1024  # message.max.bytes of the producer and of the topics that Tidemill makes
+TRUNCATED_HEADER = "tidemill.dlq.truncated"  # what of the original is not in the letter; once for each such part
 ENVELOPE_BYTES = 64 * 1024  # room for headers and Kafka's own framing
 
 
@@ -37,6 +39,7 @@ class Code(StrEnum):
     RULE = "TM-2017"
     TEXT_TOO_LONG = "TM-2018"
     TOO_MANY_ITEMS = "TM-2019"
+    BAD_HEADERS = "TM-2020"
     KILLS_DECODING = "TM-2030"
     KILLS_SCORING = "TM-2031"
 
@@ -63,6 +66,7 @@ SENTENCES: dict[Code, str] = {
     Code.RULE: "The record breaks an entry rule of its topic.",
     Code.TEXT_TOO_LONG: "An id, an entity or a category is longer than the limit.",
     Code.TOO_MANY_ITEMS: "Arrays and maps hold more items than the limit.",
+    Code.BAD_HEADERS: "The value is null and the name of a header is not UTF-8: it might be a punctuation.",
     Code.KILLS_DECODING: "The process that decodes the record dies of it.",
     Code.KILLS_SCORING: "The process that scores the event dies of it.",
 }
@@ -75,7 +79,7 @@ def dead_letter_output(letter: DeadLetter, app: str) -> Output:
     """
     value = letter.value
     headers = [
-        *letter.headers,
+        *(letter.headers or ()),
         ("__streams.errors.exception", b"tidemill.errors.RecordError"),
         ("__streams.errors.message", letter.message.encode()),
         ("__streams.errors.stacktrace", f"tidemill.errors.RecordError: {letter.code} {letter.message}".encode()),
@@ -86,10 +90,12 @@ def dead_letter_output(letter: DeadLetter, app: str) -> Output:
         ("tidemill.dlq.code", letter.code.encode()),
         ("tidemill.dlq.stage", letter.stage.encode()),
     ]
+    if letter.headers is None:
+        headers.append((TRUNCATED_HEADER, b"all headers of the original: the name of one is not UTF-8"))
     taken = sum(len(name) + len(content or b"") for name, content in headers) + len(letter.key or b"")
     room = max(OUTPUT_BYTES_MAX - ENVELOPE_BYTES - taken, 0)
     if value is not None and len(value) > room:
-        headers.append(("tidemill.dlq.truncated", f"{room} of {len(value)} bytes".encode()))
+        headers.append((TRUNCATED_HEADER, f"{room} of {len(value)} bytes".encode()))
         value = value[:room]
     timestamp = letter.timestamp if letter.timestamp >= 0 else None
     return Output(dead_letter_topic(letter.partition.topic), letter.key, value, tuple(headers), timestamp)

@@ -7,7 +7,7 @@ value that is no valid punctuation is a record like any other; the wire makes a 
 from __future__ import annotations
 
 from tidemill.core.merge import Offered
-from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER, Message
+from tidemill.io.source import END_HEADER, PUNCTUATION_HEADER, Message, read_headers
 
 
 def offered(message: Message, offset: int) -> Offered:
@@ -18,7 +18,7 @@ def offered(message: Message, offset: int) -> Offered:
 
 def punctuation_of(message: Message) -> tuple[int | None, bool]:
     """(event time, is it the end) of a record without value; (None, False) when it is no valid punctuation."""
-    headers = dict(message.headers() or ())
+    headers = dict(read_headers(message) or ())
     text = headers.get(PUNCTUATION_HEADER)
     if message.key() is not None or not isinstance(text, bytes) or not text.isdigit() or len(text) > 15:
         return None, False

@@ -5,9 +5,10 @@ In: cuts of the merge. Out: records and spans. Invariant: only the wire looks in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from operator import methodcaller
+from typing import NamedTuple, Protocol, cast
 
 from tidemill.core.merge import Cut
 from tidemill.core.records import Partition, Span
@@ -23,6 +24,35 @@ class Message(Protocol):
     def headers(self) -> list[tuple[str, bytes | None]] | None: ...
 
     def timestamp(self) -> tuple[int, int]: ...
+
+
+class _ClientMessage(Message, Protocol):
+    """A message of the client itself: the only kind whose `headers` raises."""
+
+    def set_headers(self, headers: list[tuple[str, bytes | None]]) -> None: ...
+
+
+Headers = tuple[tuple[str, bytes | None], ...]
+UNREADABLE_HEADERS: list[tuple[str, bytes | None]] = []  # known by its identity; what a message answers that has such
+
+
+# The client returns that list at the first time too, with an exception set. Calls through the C API check for it; those
+# of the interpreter do so only until it has specialised them, after some calls (CALL_METHOD_DESCRIPTOR_NOARGS).
+_ask_headers: Callable[[Message], list[tuple[str, bytes | None]] | None] = methodcaller("headers")
+
+
+def read_headers(message: Message) -> Headers | None:
+    """The headers, () when there are none; None when a name is not UTF-8: then the client gives none of them.
+
+    Nothing else calls `Message.headers`. Asked a second time, the client would answer with the list that it had begun,
+    a null pointer in the place of the name, and the process dies of SIGSEGV where that is touched.
+    """
+    try:
+        headers = _ask_headers(message)
+    except (SystemError, UnicodeDecodeError):
+        cast(_ClientMessage, message).set_headers(UNREADABLE_HEADERS)
+        return None
+    return None if headers is UNREADABLE_HEADERS else tuple(headers or ())
 
 
 class SourceRecord(NamedTuple):

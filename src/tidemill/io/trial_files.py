@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tidemill.core.records import FeatureBatch
-from tidemill.io.source import SourceRecord
+from tidemill.io.source import UNREADABLE_HEADERS, SourceRecord, read_headers
 
 _HEADERS = pa.list_(pa.struct([("name", pa.string()), ("content", pa.binary())]))
 _RECORDS = pa.schema(
@@ -34,11 +34,11 @@ _RECORDS = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class StoredMessage:
-    """Fulfils `io.source.Message`."""
+    """Fulfils `io.source.Message`. stored_headers: None = unreadable, as those of the original."""
 
     stored_key: bytes | None
     stored_value: bytes | None
-    stored_headers: list[tuple[str, bytes | None]]
+    stored_headers: list[tuple[str, bytes | None]] | None
     stored_timestamp: tuple[int, int]
 
     def key(self) -> bytes | None:
@@ -48,7 +48,7 @@ class StoredMessage:
         return self.stored_value
 
     def headers(self) -> list[tuple[str, bytes | None]] | None:
-        return self.stored_headers or None
+        return UNREADABLE_HEADERS if self.stored_headers is None else self.stored_headers
 
     def timestamp(self) -> tuple[int, int]:
         return self.stored_timestamp
@@ -64,11 +64,11 @@ def write_records(path: Path, records: Sequence[SourceRecord]) -> None:
             "offset": record.offset,
             "key": record.message.key(),
             "value": record.message.value(),
-            "headers": [{"name": name, "content": content} for name, content in record.message.headers() or ()],
+            "headers": None if headers is None else [{"name": name, "content": content} for name, content in headers],
             "timestamp_type": record.message.timestamp()[0],
             "timestamp": record.message.timestamp()[1],
         }
-        for record in records
+        for record, headers in ((record, read_headers(record.message)) for record in records)
     ]
     _write(path, pa.RecordBatch.from_pylist(rows, schema=_RECORDS))
 
@@ -84,7 +84,7 @@ def read_records(path: Path) -> list[SourceRecord]:
             StoredMessage(
                 row["key"],
                 row["value"],
-                [(header["name"], header["content"]) for header in row["headers"]],
+                None if row["headers"] is None else [(one["name"], one["content"]) for one in row["headers"]],
                 (row["timestamp_type"], row["timestamp"]),
             ),
         )

@@ -32,7 +32,7 @@ from tidemill.io.outputs import (
     decode_rows,
     without_commands,
 )
-from tidemill.io.source import PUNCTUATION_HEADER, Message, SourceRecord
+from tidemill.io.source import PUNCTUATION_HEADER, Message, SourceRecord, read_headers
 
 _KIND_OF_ROLE = {"event": Kind.EVENT, "label": Kind.LABEL, "context": Kind.CONTEXT}
 _STAGES = {Code.RULE: "rules", Code.KILLS_SCORING: "score"}
@@ -130,9 +130,15 @@ class InputDecoder:
         """What a record is that has no readable body: a punctuation's time, or a fault."""
         value, key = message.value(), message.key()
         if value is None:
-            headers = dict(message.headers() or ())
-            if PUNCTUATION_HEADER in headers:
-                return _punctuation(key, headers[PUNCTUATION_HEADER])
+            headers = read_headers(message)
+            if headers is None:
+                return Fault(
+                    Code.BAD_HEADERS,
+                    "has a null value, and the name of a header is not UTF-8, so that none can be read",
+                )
+            contents = dict(headers)
+            if PUNCTUATION_HEADER in contents:
+                return _punctuation(key, contents[PUNCTUATION_HEADER])
             return Fault(Code.NO_VALUE, f"has a null value and no header {PUNCTUATION_HEADER}")
         if key is None:
             return Fault(Code.NO_KEY, "has a null key; key it, so that records of one entity keep their order")
@@ -191,7 +197,7 @@ class InputDecoder:
             offset=record.offset,
             key=message.key(),
             value=message.value(),
-            headers=tuple(message.headers() or ()),
+            headers=read_headers(message),
             timestamp=message.timestamp()[1],
             code=str(fault.code),
             message=f"{partition}@{record.offset}: {fault.what}",
