@@ -11,7 +11,7 @@ import pytest
 from tidemill.apps import restoring
 from tidemill.apps.restoring import unfit
 from tidemill.core.records import Partition
-from tidemill.errors import StateLostError
+from tidemill.errors import StateLostError, UnavailableError
 from tidemill.io.cut_store import CutHead, PartitionCut
 from tidemill.io.store_snapshots import MANIFEST, StoreSnapshot, StoreSnapshots
 
@@ -87,10 +87,20 @@ def test_a_store_that_lost_a_second_reads_the_logs_from_its_newest_snapshot_on(
         def restored(self) -> dict[str, Any]:
             return {"log_ends": {"log": [0, 1]}, "partitions": []}
 
-    last_cut = restoring.LastCut(None, Store())  # type: ignore[arg-type]
+    said: list[str] = []
+    last_cut = restoring.LastCut(None, Store(), said.append)  # type: ignore[arg-type]
     assert last_cut({A: (9, 12), B: (0, 3)}) == last_cut({A: (8, 12)}) == {"log_ends": {"log": [7, 7]}}
     assert last_cut({A: (7, 12)}) == {"log_ends": {"log": [1, 2]}}
     assert last_cut({A: (3, 12)}) == Store().restored()
+    assert said == []
+
+    def away(_id: str) -> StoreSnapshot:
+        raise UnavailableError("TM-3104", "object store: no answer")
+
+    with monkeypatch.context() as patched:  # the claim goes on: it can do without
+        patched.setattr(place, "load", away)
+        assert last_cut({A: (9, 12)}) == Store().restored()
+        assert len(said) == 1 and "TM-3104" in said[0]
     monkeypatch.setattr(Store, "incarnation", "another")
     assert last_cut({A: (9, 12)}) == Store().restored()
 

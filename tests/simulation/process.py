@@ -283,7 +283,7 @@ class Workshop:
                 "Bisecting": lambda settings, *, report: Deaf(),
                 "died_before": lambda file: False,
                 "NewestSnapshot": lambda settings, report: lambda committed: False,
-                "LastCut": lambda settings, store: lambda ranges: {},
+                "LastCut": lambda settings, store, report: lambda ranges: {},
                 "time": clock,
             },
             wholeness: {"time": clock},

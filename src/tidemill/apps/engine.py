@@ -120,7 +120,7 @@ class Engine:
                 decoder=self._decoder,
                 store=self._store,
                 report=report,
-                last_cut=LastCut(settings, self._store),
+                last_cut=LastCut(settings, self._store, report),
             ),
             report=report,
             restore=NewestSnapshot(settings, report),

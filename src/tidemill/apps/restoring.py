@@ -21,7 +21,7 @@ from tidemill.core.records import Due, Partition
 from tidemill.core.rows import due_time, partition_of, unpack_row
 from tidemill.core.spec import AppSpec
 from tidemill.core.topic_names import commits_topic
-from tidemill.errors import StateLostError
+from tidemill.errors import StateLostError, UnavailableError
 from tidemill.io import kafka
 from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_to_end
@@ -64,16 +64,26 @@ class NewestSnapshot:
 class LastCut:
     """The last cut of the store before ranges were applied: where the logs of outputs stood then, the ranges' begin.
 
-    A store that lost its last second would else read all that the app ever published.
+    A store that lost its last second would else read all that the app ever published: it only saves time.
     """
 
-    def __init__(self, settings: Settings, store: RedisStore) -> None:
+    def __init__(self, settings: Settings, store: RedisStore, report: Callable[[str], None]) -> None:
         self._settings = settings
         self._store = store
+        self._report = report
 
     def __call__(self, ranges: Mapping[Partition, tuple[int, int]]) -> Mapping[str, Any]:
         """As `RedisStore.restored`: of a snapshot of this store that is older than the ranges, or of the one from which
         it was restored; empty = of none."""
+        try:
+            log_ends = self._log_ends(ranges)
+        except UnavailableError as error:
+            self._report(f"no snapshot can be asked where the outputs stood, so more of them is read: {error}")
+            log_ends = None
+        return self._store.restored() if log_ends is None else {"log_ends": log_ends}
+
+    def _log_ends(self, ranges: Mapping[Partition, tuple[int, int]]) -> dict[str, list[int]] | None:
+        """Of the newest snapshot that will do; None = there is none."""
         place = snapshots_of(self._settings)
         for id_ in place.ids():
             try:
@@ -83,8 +93,8 @@ class LastCut:
             if snapshot.head.incarnation == self._store.incarnation and all(
                 (applied_of(snapshot.head, partition) or 0) <= start for partition, (start, _) in ranges.items()
             ):
-                return {"log_ends": _as_lists(snapshot.log_ends)}
-        return self._store.restored()
+                return _as_lists(snapshot.log_ends)
+        return None
 
 
 def unfit(
