@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,10 +49,33 @@ def test_a_snapshot_without_manifest_does_not_exist_and_retention_clears_it_away
         if id_ not in "26":  # these were never finished
             place.put_manifest(a_snapshot(id_, parts))
     assert place.ids() == ["5", "4", "3", "1"]
-    assert sorted(place.drop_old(2)) == ["1", "2", "3"]
+    assert sorted(place.drop_old(2, taken="5")) == ["1", "2", "3"]
     assert place.ids() == ["5", "4"]
     assert (tmp_path / "app" / "6").exists()  # it may be in the making
     assert not list((tmp_path / "app" / "2").glob("*"))
+
+
+def test_the_snapshot_just_taken_is_the_newest_though_a_clock_was_ahead(tmp_path: Path) -> None:
+    place = StoreSnapshots(tmp_path, "app")
+    now = 1_700_000_000_000
+    assert re.fullmatch(rf"00{now}-[0-9a-f]{{8}}", place.new_id(now))
+    ahead = [place.new_id(now + 3_600_000), place.new_id(now + 7_200_000)]
+    place.put_manifest(a_snapshot(ahead[0]))
+    place.put_parts(ahead[1], [[(b"s:a", b"v")]])  # never finished
+    taken = [place.new_id(now)]
+    place.put_manifest(a_snapshot(taken[0]))
+    taken.append(place.new_id(now))
+    place.put_manifest(a_snapshot(taken[1]))
+    assert place.ids() == [taken[1], taken[0], ahead[0]] and taken[0] > ahead[1]
+    assert place.drop_old(1, taken=taken[1]) == [taken[0], ahead[1], ahead[0]]
+
+
+def test_the_snapshot_just_taken_is_never_dropped(tmp_path: Path) -> None:
+    place = StoreSnapshots(tmp_path, "app")
+    for id_ in ("1", "2", "3"):
+        place.put_manifest(a_snapshot(id_))
+    assert place.drop_old(1, taken="1") == ["2"]
+    assert place.ids() == ["3", "1"]
 
 
 @pytest.mark.parametrize("what", ["part", "manifest"])

@@ -7,7 +7,6 @@ restored store is what the log says.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -50,11 +49,11 @@ def take_snapshot(settings: Settings, *, kept: int, report: Callable[[str], None
     place = snapshots_of(settings)
     store = CutStore(settings.redis_url, settings.app.name)
     taken_ms = time.time_ns() // 1_000_000
-    id_ = f"{taken_ms:015d}-{secrets.token_hex(4)}"
     try:
         # First the logs, then the cut: what was published before is in it, as the store applies before Kafka knows.
         log_ends = _log_ends(clients_of(settings), settings.app)
         head = store.begin()
+        id_ = place.new_id(taken_ms)  # now nobody else takes one
         counts = _Counts(settings.app)
         parts = place.put_parts(id_, counts.watch(store.pages()))
         store.end()
@@ -63,7 +62,7 @@ def take_snapshot(settings: Settings, *, kept: int, report: Callable[[str], None
     finally:
         store.abandon()
         store.close()
-    for dropped in place.drop_old(kept):
+    for dropped in place.drop_old(kept, taken=id_):
         report(f"dropped snapshot {dropped}")
     return snapshot
 

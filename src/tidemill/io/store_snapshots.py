@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
+import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from tidemill.io.object_store import MISSING, UNREACHABLE, open_store
 FORMAT = "tidemill.store.v1"
 MANIFEST = "manifest.json"
 PART_BYTES = 32 << 20  # before compression; bounds the memory of both directions
+_ID = re.compile(r"(?P<ms>\d{15})-[0-9a-f]{8}")
 _LENGTHS = struct.Struct(">II")
 
 
@@ -42,9 +45,9 @@ class Part:
 class StoreSnapshot:
     """A snapshot that is whole.
 
-    id: sorts by the time it was taken. head: its positions. log_ends: by output topic, where each partition's log stood
-    just before the cut: what was published before is in the cut. open_rows: by partition of the event (or waiting
-    label), the rows of the cut that were pending and waiting. keys: how many state keys and rows.
+    id: sorts as they were taken, whatever the clocks said. head: its positions. log_ends: by output topic, where each
+    partition's log stood just before the cut: what was published before is in the cut. open_rows: by partition of the
+    event (or waiting label), the rows of the cut that were pending and waiting. keys: how many state keys and rows.
     """
 
     id: str
@@ -68,6 +71,11 @@ class StoreSnapshots:
         """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
         self._store = open_store(url_or_folder)
         self._folder = f"{app}/"
+
+    def new_id(self, taken_ms: int) -> str:
+        """An id that sorts behind all that are there: when one of them was taken, a clock may have been ahead."""
+        newest_ms = max((int(one["ms"]) for id_, _ in self._listed() if (one := _ID.fullmatch(id_))), default=-1)
+        return f"{max(taken_ms, newest_ms + 1):015d}-{secrets.token_hex(4)}"
 
     def put_parts(self, id_: str, pages: Iterable[list[Pair]]) -> tuple[Part, ...]:
         """Write what the pages hold; it becomes a snapshot with `put_manifest` only."""
@@ -126,11 +134,15 @@ class StoreSnapshots:
         for part in snapshot.parts:
             self._get_part(snapshot.id, part)
 
-    def drop_old(self, kept: int) -> list[str]:
-        """Delete all but the `kept` newest, and what is left of older ones that never became whole; the ids."""
+    def drop_old(self, kept: int, taken: str) -> list[str]:
+        """Delete all but the `kept` newest, and what is left of older ones that never became whole; the ids.
+
+        Args:
+            taken: the snapshot that was put just now; it stays, whatever the others are called.
+        """
         listed = self._listed()
         whole = [id_ for id_, names in listed if MANIFEST in names]
-        wanted = set(whole[:kept])
+        wanted = {*whole[:kept], taken}
         dropped = []
         for id_, names in listed:
             # What is newer than the newest whole one may be in the making.
