@@ -121,6 +121,15 @@ def test_every_code_in_a_page_is_one_of_ours() -> None:
         assert set(re.findall(r"TM-\d{4}", page.read_text())) <= ours, name_of(page)
 
 
+def test_every_name_with_our_prefix_is_one_of_ours() -> None:
+    """Headers, comparators, loggers: a producer that follows a misspelt name is not understood."""
+    ours = set(
+        re.findall(r'"(tidemill\.[a-z.]+)"', "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py")))
+    )
+    for page in PAGES:
+        assert set(re.findall(r"`(tidemill[.-][\w.-]+)`", page.read_text())) <= ours, name_of(page)
+
+
 # --- commands and YAML
 
 
