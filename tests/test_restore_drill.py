@@ -16,10 +16,12 @@ import pytest
 from command_lines import console_lines
 from shop import Shop, a_shop
 
+from tidemill.apps.engine import worker_group
 from tidemill.apps.reset import RefusedError
 from tidemill.apps.status import Status
 from tidemill.apps.store_snapshots import restore_snapshot, take_snapshot
 from tidemill.errors import StateLostError
+from tidemill.io import kafka
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[1]
@@ -67,6 +69,14 @@ def json_of(shop: Shop, *arguments: str) -> dict[str, object]:
 
 def restore(shop: Shop, id_: str | None = None) -> None:
     restore_snapshot(shop.settings, id_, replaces=False, is_dry_run=False, report=print)
+
+
+def stores_of_the_group(shop: Shop) -> set[str]:
+    """Those that the group's offsets name."""
+    partitions = kafka.partitions_of(shop.clients, [topic.name for topic in shop.settings.app.topics])
+    group = worker_group(shop.settings.app.name)
+    found = kafka.committed_offsets(shop.clients, group, partitions)
+    return {metadata.partition("/")[0] for _, metadata in found.values()}
 
 
 def commands_of_the_drill() -> list[list[str]]:
@@ -127,7 +137,7 @@ def test_a_worker_that_finds_the_store_lost_restores_the_newest_snapshot_and_goe
     shop.producer.flush()
     shop.start()
     until(shop, lambda now: now.published.get("prediction") == 60 and now.published.get("example") == 40)
-    take_snapshot(shop.settings, kept=2, report=print)
+    taken = take_snapshot(shop.settings, kept=2, report=print)
     send(shop, 60, 120, from_s=-30)
     shop.producer.flush()
     until(shop, lambda now: now.published.get("prediction") == 120 and now.published.get("example") == 80)
@@ -137,13 +147,27 @@ def test_a_worker_that_finds_the_store_lost_restores_the_newest_snapshot_and_goe
     send(shop, 120, 130, from_s=-1, labelled=0, tea="coffee")
     shop.producer.flush()
     until(shop, lambda now: now.published.get("prediction") == 130)
-    status = until(shop, lambda now: all(balance.is_closed for balance in now.balances))
+    until(shop, lambda now: all(balance.is_closed for balance in now.balances))
     assert "restoring the store from snapshot" in shop.log_text()
+    assert shop.store().feature_digest() != digest  # ten orders more
+
+    # Once more, before there is another snapshot: by now no offset names the store that the first one is of.
+    send(shop, 130, 160, from_s=0, labelled=3)
+    for product in ("tea", "coffee", "milk", "salt"):
+        shop.send("context", product, 0, product=product, price=2.5)
+    shop.producer.flush()
+    until(shop, lambda now: now.published.get("example") == 110 and not any(now.lag.values()))
+    assert taken.head.incarnation not in stores_of_the_group(shop)
+    shop.store().wipe()
+    send(shop, 160, 170, from_s=3, labelled=0)
+    shop.producer.flush()
+    until(shop, lambda now: now.published.get("prediction") == 170)
+    status = until(shop, lambda now: all(balance.is_closed for balance in now.balances))
+    assert shop.log_text().count(f"restoring the store from snapshot {taken.id}") == 2
     assert "rebuilding it from the log" not in shop.log_text()
     assert shop.stop() == 0
     assert max(Counter(row["id"] for row in shop.read("predictions")).values()) == 1
-    assert status.published["prediction"] == 130
-    assert shop.store().feature_digest() != digest  # ten orders more
+    assert (status.published["prediction"], status.published["example"]) == (170, 110)
 
     # A worker alone with the log comes to the same state as the snapshot and the log beyond it.
     rebuilt = shop.store().feature_digest()
@@ -162,7 +186,11 @@ def test_a_restore_wants_its_workers_stopped_and_an_empty_store(shop: Shop) -> N
     shop.producer.flush()
     shop.start()
     until(shop, lambda now: now.published.get("prediction", 0) == 1)
+    ahead = shop.folder / "stores" / shop.settings.app.name / "002000000000000-00000000"  # of a clock in 2033
+    ahead.mkdir(parents=True)
+    (ahead / "part-00000").touch()
     taken = take_snapshot(shop.settings, kept=1, report=print)
+    assert taken.id > ahead.name and not (ahead / "part-00000").exists()
     with pytest.raises(RefusedError, match="TM-4301"):
         restore(shop)
     assert shop.stop() == 0

@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 
 from tidemill.apps import restoring
-from tidemill.apps.restoring import unfit
+from tidemill.apps.restoring import ALL, past_of, unfit
 from tidemill.core.records import Partition
 from tidemill.errors import StateLostError, UnavailableError
 from tidemill.io.cut_store import CutHead, PartitionCut
-from tidemill.io.store_snapshots import MANIFEST, StoreSnapshot, StoreSnapshots
+from tidemill.io.store_snapshots import MANIFEST, Descent, StoreSnapshot, StoreSnapshots
 
 A = Partition("events", 0)
 B = Partition("labels", 0)
+
+Offsets = dict[Partition, tuple[int | None, str]]
 
 
 def a_snapshot(id_: str, parts: Any = (), *, applied: int = 4, slices: dict[str, bytes] | None = None) -> StoreSnapshot:
@@ -129,17 +131,45 @@ def test_a_store_that_lost_a_second_reads_the_logs_from_its_newest_snapshot_on(
     assert last_cut({A: (9, 12)}) == Store().restored()
 
 
-def test_a_snapshot_fits_the_group_whose_log_it_was_cut_from() -> None:
+def test_a_snapshot_fits_the_group_whose_log_it_was_cut_from(tmp_path: Path) -> None:
+    place = StoreSnapshots(tmp_path, "app")
+
+    def unfit_of(snapshot: StoreSnapshot, digest: str, committed: Offsets, starts: dict[Partition, int]) -> str | None:
+        return unfit(snapshot, digest, committed, past_of(place, committed), starts)
+
     snapshot, starts = a_snapshot("1"), {A: 0, B: 0}
-    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, starts) is None
-    assert unfit(snapshot, "digest", {A: (4, "inc/mark"), B: (None, "")}, starts) is None
-    assert "configuration" in str(unfit(snapshot, "other", {A: (7, "inc")}, starts))
-    assert "the group's offsets are of another" in str(unfit(snapshot, "digest", {A: (7, "another")}, starts))
-    assert "moved back" in str(unfit(snapshot, "digest", {A: (3, "inc")}, starts))
-    assert unfit(a_snapshot("1", slices={"4": b"unsent"}), "digest", {A: (3, "inc")}, starts) is None
+    assert unfit_of(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, starts) is None
+    assert unfit_of(snapshot, "digest", {A: (4, "inc/mark"), B: (None, "")}, starts) is None
+    assert "configuration" in str(unfit_of(snapshot, "other", {A: (7, "inc")}, starts))
+    assert "the group's offsets are of another" in str(unfit_of(snapshot, "digest", {A: (7, "another")}, starts))
+    assert "moved back" in str(unfit_of(snapshot, "digest", {A: (3, "inc")}, starts))
+    assert unfit_of(a_snapshot("1", slices={"4": b"unsent"}), "digest", {A: (3, "inc")}, starts) is None
     # A log that was cut behind the snapshot cannot lead on from it, where the group went on.
     applied = 4
-    assert unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied, B: 9}) is None
-    assert "begins at 5" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied + 1, B: 9}))
-    assert unfit(snapshot, "digest", {A: (applied, "inc")}, {A: applied + 1}) is None
-    assert "stands at 0 of labels[0]" in str(unfit(snapshot, "digest", {A: (7, "inc"), B: (3, "inc")}, {A: 0, B: 2}))
+    assert unfit_of(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied, B: 9}) is None
+    assert "begins at 5" in str(unfit_of(snapshot, "digest", {A: (7, "inc"), B: (None, "")}, {A: applied + 1, B: 9}))
+    assert unfit_of(snapshot, "digest", {A: (applied, "inc")}, {A: applied + 1}) is None
+    assert "stands at 0 of labels[0]" in str(unfit_of(snapshot, "digest", {A: (7, "inc"), B: (3, "inc")}, {A: 0, B: 2}))
+
+
+def test_a_store_that_was_restored_comes_from_the_snapshots_up_to_its_own(tmp_path: Path) -> None:
+    place = StoreSnapshots(tmp_path, "app")
+    place.put_descent("third", Descent("second", "5"))
+    place.put_descent("second", Descent("inc", "2"))
+    place.put_descent("aside", Descent("inc", "1"))
+    offsets: Offsets = {A: (7, "third/mark"), B: (None, "")}
+    assert past_of(place, offsets) == {"third": ALL, "second": "5", "inc": "2"}
+    assert place.ids() == []  # no snapshot is seen in them
+
+    def reason(id_: str, offsets: Offsets) -> str:
+        return unfit(a_snapshot(id_), "digest", offsets, past_of(place, offsets), {A: 0, B: 0}) or ""
+
+    assert reason("1", offsets) == reason("2", offsets) == ""
+    assert "went on from snapshot 2" in reason("3", offsets)  # it holds what "inc" did not publish any more
+    # A partition that has rested since names the first store still; those with two successors go the shorter way.
+    assert "went on from snapshot 2" in reason("3", {A: (7, "second"), B: (4, "inc")})
+    assert past_of(place, {A: (7, "second"), B: (4, "aside")}) == {"second": ALL, "aside": ALL, "inc": "1"}
+    # What was computed from the log alone, or again from the first record, comes from no snapshot.
+    assert "the group's offsets are of rebuilt" in reason("1", {A: (7, "rebuilt"), B: (None, "")})
+    (tmp_path / "app" / "descents" / "second" / "descent.json").write_bytes(b"{}\ncut")
+    assert past_of(place, offsets) == {"third": ALL, "second": "5"}

@@ -27,10 +27,11 @@ from tidemill.io.cut_store import CutHead, CutStore, Pair, PartitionCut
 from tidemill.io.kafka_reader import read_to_end
 from tidemill.io.redis_store import RedisStore
 from tidemill.io.slices import unpack_slice
-from tidemill.io.store_snapshots import StoreSnapshot, StoreSnapshots
+from tidemill.io.store_snapshots import Descent, StoreSnapshot, StoreSnapshots
 
 ROW = b"r:"
 PUT_KEYS = 1_000  # per script
+ALL = "~"  # sorts behind the ids of snapshots
 SLICE_START = 8  # bytes of a stored slice before its outputs: where its span begins (io/commit_arguments.py)
 
 
@@ -56,7 +57,7 @@ class NewestSnapshot:
             return False
         self._report(f"restoring the store from snapshot {snapshot.id}, {snapshot.keys:,} keys")
         began = time.monotonic()
-        put_back(self._settings, snapshot, committed)
+        put_back(self._settings, snapshot, committed, self._report)
         self._report(f"restored in {time.monotonic() - began:.1f} s")
         return True
 
@@ -101,6 +102,7 @@ def unfit(
     snapshot: StoreSnapshot,
     digest: str,
     committed: Mapping[Partition, tuple[int | None, str]],
+    past: Mapping[str, str],
     log_starts: Mapping[Partition, int],
 ) -> str | None:
     """Why the log cannot go on from this snapshot; None = it can.
@@ -108,14 +110,17 @@ def unfit(
     Args:
         digest: of the app's configuration.
         committed: the group's offsets with their metadata, of all partitions of the app.
+        past: of the group's state, as `past_of` tells.
         log_starts: the first offset that each of them still holds.
     """
     if snapshot.head.config_digest != digest:
         return f"it is of configuration {snapshot.head.config_digest}, the app's is {digest}"
-    stores = {metadata.partition("/")[0] for _, metadata in committed.values()} - {""}
-    if snapshot.head.incarnation not in stores:
-        known = ", ".join(sorted(stores)) or "none"
+    newest = past.get(snapshot.head.incarnation, "")
+    if not newest:
+        known = ", ".join(sorted(past)) or "none"
         return f"it is of store {snapshot.head.incarnation}, the group's offsets are of {known}"
+    if snapshot.id > newest:
+        return f"the group went on from snapshot {newest} of the same store, and what came after that was given up"
     for partition, (at, _) in committed.items():
         applied = applied_of(snapshot.head, partition)
         if applied is not None and applied > (at or 0) and not snapshot.head.partitions[partition].slices:
@@ -123,6 +128,23 @@ def unfit(
         if (applied or 0) < min(log_starts[partition], at or 0):
             return f"it stands at {applied or 0} of {partition}, which begins at {log_starts[partition]} by now"
     return None
+
+
+def past_of(place: StoreSnapshots, committed: Mapping[Partition, tuple[int | None, str]]) -> dict[str, str]:
+    """By store, the newest of its snapshots that the group's state comes from; `ALL` = whichever there is.
+
+    The state comes from the stores that the offsets name. One that was restored comes from the store of its snapshot up
+    to that one: all that was published since then is in the log, whichever of the two did it. What the other applied
+    later and never published is no part of it; nor is anything of which a store was computed from the log alone.
+    """
+    past = dict.fromkeys({metadata.partition("/")[0] for _, metadata in committed.values()} - {""}, ALL)
+    waiting = list(past)
+    while waiting:
+        if (found := place.descent(waiting.pop())) is not None:
+            if found.incarnation not in past:
+                waiting.append(found.incarnation)
+            past[found.incarnation] = min(past.get(found.incarnation, ALL), found.snapshot)
+    return past
 
 
 def log_starts_of(settings: Settings, partitions: Iterable[Partition]) -> dict[Partition, int]:
@@ -135,10 +157,11 @@ def newest_fit(
 ) -> StoreSnapshot | None:
     """The newest whole snapshot from which the log can go on; those that are passed over are reported, with reasons."""
     place, log_starts = snapshots_of(settings), log_starts_of(settings, committed)
+    past = past_of(place, committed)
     for id_ in place.ids():
         try:
             snapshot = place.load(id_)
-            reason = unfit(snapshot, config_digest(settings.app), committed, log_starts)
+            reason = unfit(snapshot, config_digest(settings.app), committed, past, log_starts)
             if reason is None:
                 place.check(snapshot)
                 return snapshot
@@ -149,7 +172,10 @@ def newest_fit(
 
 
 def put_back(
-    settings: Settings, snapshot: StoreSnapshot, committed: Mapping[Partition, tuple[int | None, str]]
+    settings: Settings,
+    snapshot: StoreSnapshot,
+    committed: Mapping[Partition, tuple[int | None, str]],
+    report: Callable[[str], None],
 ) -> None:
     """Make the snapshot the store; its parts have been checked.
 
@@ -163,14 +189,19 @@ def put_back(
     store = CutStore(settings.redis_url, settings.app.name)
     try:
         store.begin_restore()
-        for page in snapshots_of(settings).pages(snapshot):
+        place, incarnation = snapshots_of(settings), secrets.token_hex(8)
+        try:
+            place.put_descent(incarnation, Descent(snapshot.head.incarnation, snapshot.id))
+        except UnavailableError as error:
+            report(f"once the group has gone on, snapshots from before will not fit any more: {error}")
+        for page in place.pages(snapshot):
             for first in range(0, len(page), PUT_KEYS):
                 pairs = page[first : first + PUT_KEYS]
                 store.put(pairs, _due_of(pairs, settings.app, names))
         published = _published(clients, settings.app, snapshot)
         store.finish(
             _without_published(snapshot.head, published, commits_topic(settings.app.name)),
-            incarnation=secrets.token_hex(8),
+            incarnation=incarnation,
             earlier=frozenset(metadata.partition("/")[0] for _, metadata in committed.values()),
             restored=_origin(snapshot, settings.app),
         )

@@ -15,7 +15,7 @@ from typing import Any
 from tidemill.apps.clients import clients_of
 from tidemill.apps.engine import worker_group
 from tidemill.apps.reset import refuse_living_members
-from tidemill.apps.restoring import ROW, applied_of, log_starts_of, newest_fit, put_back, snapshots_of, unfit
+from tidemill.apps.restoring import ROW, applied_of, log_starts_of, newest_fit, past_of, put_back, snapshots_of, unfit
 from tidemill.config import Settings, config_digest
 from tidemill.core.records import Partition
 from tidemill.core.rows import RowState, partition_of, unpack_row
@@ -92,11 +92,12 @@ def restore_snapshot(
                 "TM-4115", f"app {settings.app.name}: no snapshot that fits; workers rebuild the store from the log"
             )
     else:
-        snapshot = snapshots_of(settings).load(id_)
-        log_starts = log_starts_of(settings, committed)
-        if reason := unfit(snapshot, config_digest(settings.app), committed, log_starts):
+        place = snapshots_of(settings)
+        snapshot = place.load(id_)
+        past, log_starts = past_of(place, committed), log_starts_of(settings, committed)
+        if reason := unfit(snapshot, config_digest(settings.app), committed, past, log_starts):
             raise StateLostError("TM-4116", f"snapshot {id_} does not fit: {reason}; nothing was changed")
-        snapshots_of(settings).check(snapshot)
+        place.check(snapshot)
     began = time.monotonic()
     if not is_dry_run:
         if replaces:
@@ -105,7 +106,7 @@ def restore_snapshot(
             )
             store.wipe()
             store.close()
-        put_back(settings, snapshot, committed)
+        put_back(settings, snapshot, committed, report)
     behind = {
         partition: (at or 0) - (applied_of(snapshot.head, partition) or 0) for partition, (at, _) in committed.items()
     }

@@ -64,8 +64,16 @@ class StoreSnapshot:
         return sum(part.size for part in self.parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """What a restored store began with: `snapshot` (its id), of the store `incarnation`."""
+
+    incarnation: str
+    snapshot: str
+
+
 class StoreSnapshots:
-    """The snapshots of one app."""
+    """The snapshots of one app, and which store began with which of them."""
 
     def __init__(self, url_or_folder: str | Path, app: str) -> None:
         """`url_or_folder`: a folder, made when absent, or a URL such as s3://bucket/prefix."""
@@ -96,6 +104,19 @@ class StoreSnapshots:
     def put_manifest(self, snapshot: StoreSnapshot) -> None:
         line = json.dumps({"format": FORMAT, **_as_json(snapshot)}, sort_keys=True).encode()
         self._put(f"{self._folder}{snapshot.id}/{MANIFEST}", line + b"\n" + _digest(line).encode())
+
+    def put_descent(self, incarnation: str, descent: Descent) -> None:
+        """Note what the store `incarnation` begins with; some hundred bytes that are kept for ever."""
+        line = json.dumps(asdict(descent), sort_keys=True).encode()
+        self._put(self._descent_path(incarnation), line + b"\n" + _digest(line).encode())
+
+    def descent(self, incarnation: str) -> Descent | None:
+        """What the store began with; None = not with a snapshot, or that is not known (any more)."""
+        try:
+            line, _, check = self._get(self._descent_path(incarnation)).partition(b"\n")
+        except MISSING:
+            return None
+        return Descent(**json.loads(line)) if check.decode(errors="replace") == _digest(line) else None
 
     def ids(self) -> list[str]:
         """Of the snapshots that are whole, newest first."""
@@ -152,6 +173,9 @@ class StoreSnapshots:
                 self._delete(f"{self._folder}{id_}/{name}")
             dropped.append(id_)
         return dropped
+
+    def _descent_path(self, incarnation: str) -> str:
+        return f"{self._folder}descents/{incarnation}/descent.json"  # one folder deeper than what is of a snapshot
 
     def _listed(self) -> list[tuple[str, list[str]]]:
         """(id, names of its objects), newest first."""
