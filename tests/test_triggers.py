@@ -167,3 +167,36 @@ def test_one_tick_makes_one_trigger_however_many_alerts_open() -> None:
     trigger = watch.judge(facts(8, records=alerts, open_alerts=alerts))
     assert trigger is not None and trigger.key == "trigger/concept" and len(trigger.culprits) == 50
     assert keys(watch, facts(9, open_alerts=alerts)) == [None]
+
+
+def test_triggers_that_are_published_take_the_place_of_those_that_were_judged() -> None:
+    watch = TriggerWatch(a_spec(any_of=(GROWN,)))
+    assert keys(watch, facts(8, 1_000)) == ["trigger/volume"]
+    watch.take_over([])  # nobody has heard of it
+    assert keys(watch, facts(9, 1_000)) == ["trigger/volume"]
+
+    published = TriggerWatch(a_spec(any_of=(WEEKLY, GROWN))).judge(facts(5, 900))
+    assert published is not None
+    watch.take_over([published])
+    assert keys(watch, facts(9, 1_300), facts(10, 1_350)) == [None, "trigger/volume"]
+
+
+def test_preparations_keep_their_place_between_the_triggers_that_are_published() -> None:
+    """Only one without its trigger counts as a training of its own, and only where no trigger came behind it."""
+    watch = TriggerWatch(a_spec(any_of=(GROWN,)))
+    first = TriggerWatch(a_spec(any_of=(GROWN,))).judge(facts(4, 500))
+    second = TriggerWatch(a_spec(any_of=(GROWN,))).judge(facts(9, 1_000))
+    assert first is not None and second is not None
+    watch.note_prepare("by hand", 3 * DAY_MS, 400)
+    watch.note_prepare(first.id, 4 * DAY_MS, 600)
+    watch.take_over([first])
+    assert keys(watch, facts(8, 749)) == [None]
+    watch.take_over([first])
+    assert keys(watch, facts(8, 750)) == ["trigger/volume"]
+
+    watch.note_prepare("by hand", 8 * DAY_MS, 800)
+    watch.take_over([first, second])
+    assert keys(watch, facts(12, 1_499), facts(12, 1_500)) == [None, "trigger/volume"]
+    watch.note_prepare("by hand", 10 * DAY_MS, 2_000)
+    watch.take_over([first, second])
+    assert keys(watch, facts(13, 2_999), facts(13, 3_000)) == [None, "trigger/volume"]

@@ -2,7 +2,8 @@
 
 In: commits, examples, predictions, people's acknowledgements; the ticks that are published. Out: closed ticks in order.
 Invariant: a tick is a function of the logs up to the positions that its record carries, so a restarted monitor makes
-the same ticks and publishes none of them again.
+the same ticks and publishes none of them again. Incidents and triggers go on from what is published: after a change of
+settings or code the same logs may tell of others, which nobody has heard of.
 """
 
 from __future__ import annotations
@@ -58,8 +59,16 @@ class _Published(NamedTuple):
 class PublishedTicks:
     """What `drift.v1` and `alerts.v1` hold when the monitor starts."""
 
-    def __init__(self, ticks: Sequence[_Published], report: Callable[[str], None]) -> None:
+    def __init__(
+        self, ticks: Sequence[_Published], alarms: Sequence[tuple[int, Alert]], report: Callable[[str], None]
+    ) -> None:
+        """
+        Args:
+            alarms: (offset, record) of the alarm topic, in its order.
+        """
         self._by_time = {one.tick.time: one for one in ticks}
+        named = {alert.id for one in ticks for alert in one.tick.alerts}  # people's demands are no monitor's records
+        self._alarms = [one for one in alarms if one[1].id in named]
         self._report = report
         self.first = ticks[0].tick.time if ticks else None
         self.last = ticks[-1].tick.time if ticks else None
@@ -71,6 +80,10 @@ class PublishedTicks:
         found = self._by_time.get(end)
         return None if found is None else found.positions
 
+    def records(self, offset_next: int) -> list[Alert]:
+        """What the ticks have told, with people's answers before this offset of the alarm topic."""
+        return [alert for offset, alert in self._alarms if alert.event != "acknowledged" or offset < offset_next]
+
     def holds(self, tick: Tick) -> bool:
         """Whether nothing of this tick is to be published; a difference from what is published is reported."""
         if self.last is None or tick.time > self.last:
@@ -81,23 +94,25 @@ class PublishedTicks:
             if self.differing == 1:
                 self._report(
                     f"warning: the tick that ended at {tick.time} is now judged otherwise than when it was published: "
-                    "settings, references or code have changed since; what is published stays, and the ticks behind "
-                    f"{self.last} are judged as of now"
+                    "settings, references or code have changed since; what is published stays, open incidents among "
+                    f"it, and the ticks behind {self.last} are judged as of now"
                 )
         return True
 
 
 def read_published(clients: Mapping[str, Any], app: AppSpec, report: Callable[[str], None]) -> PublishedTicks:
     """Read both topics; the transactional id must be the caller's already."""
-    alerts: list[Alert] = []
+    alarms: list[tuple[int, Alert]] = []
     for messages in read_topic(clients, alerts_topic(app.name)):
-        alerts += decode_alerts([message.value() for message in messages])
+        offsets = [message.offset() for message in messages]
+        alarms += zip(offsets, decode_alerts([message.value() for message in messages]), strict=True)
+    alerts = [alert for _, alert in alarms]
     found: list[_Published] = []
     for messages in read_topic(clients, drift_topic(app.name)):
         ticks = decode_ticks([message.value() for message in messages], alerts)
         positions = [_positions_of(read_headers(message)) for message in messages]
         found += map(_Published, ticks, positions)
-    return PublishedTicks(found, report)
+    return PublishedTicks(found, alarms, report)
 
 
 class TickMaker:
@@ -141,6 +156,7 @@ class TickMaker:
         self._acknowledged: deque[tuple[int, Alert]] = deque()  # (offset, record), not taken in yet
         self._alarms_position = alarms.position
         self._open_end: int | None = None  # the end of the open tick, once the first one is closed
+        self._last_published = published.last  # None once a tick behind it is closed
 
     def take_commits(self, timeout_s: float) -> bool:
         """Read what is new of the commits log; False when nothing came."""
@@ -206,6 +222,9 @@ class TickMaker:
     # Closing ------------------------------------------------------------------------------------------------------
 
     def _close(self, end: int) -> ClosedTick:
+        if self._last_published is not None and end > self._last_published:
+            self._surveillance.take_over(self._published.records(self._alarms_position))
+            self._last_published = None
         positions = self._published.positions(end)
         self._read_up_to(end, positions)
         cut: dict[str, int] = {}

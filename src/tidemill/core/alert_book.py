@@ -111,7 +111,8 @@ class AlertBook:
         """The book that these records tell of, in the order of the alarm topic.
 
         Firings between two records leave no trace, so this book takes the last record for the last firing: fed with
-        ticks it would resolve up to `cooldown_ms` too early. It is for readers; a monitor folds its ticks again.
+        ticks it would resolve up to `cooldown_ms` too early. It is for readers; a monitor folds its ticks again, and
+        takes the records over behind the last tick that is published.
         """
         book = cls(spec or MonitorSpec())
         for record in records:
@@ -155,6 +156,16 @@ class AlertBook:
                 self._take(record)
                 return record
         return None
+
+    def take_over(self, records: Iterable[Alert]) -> None:
+        """Go on from these records (see `of`), which are published for the ticks that were told so far.
+
+        Told under other settings, the same ticks may have made other incidents: readers know nothing of those. From
+        this book comes only how long after its last record an incident of a key has fired.
+        """
+        published = AlertBook.of(records)
+        self._incidents, self._resolved = published._incidents, published._resolved
+        self._fired = {key: max(time, self._fired.get(key, time)) for key, time in published._fired.items()}
 
     def _record_of(self, opening: Alert) -> Alert | None:
         """What a firing writes: the opening itself, a repetition, or nothing."""

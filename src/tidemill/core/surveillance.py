@@ -136,6 +136,12 @@ class Surveillance:
         """An acknowledgement that stands on the alarm topic; it counts from the first tick that ends after `time`."""
         self._acknowledged.append((time, id, by))
 
+    def take_over(self, records: Sequence[Alert]) -> None:
+        """The ticks so far are published with these records of alerts and triggers: go on from what readers know."""
+        self._book.take_over(records)
+        if self._triggers is not None:
+            self._triggers.take_over(one for one in records if one.kind == "trigger")
+
     def close(self, end: int) -> Tick:
         """The tick that ends at `end` is complete: judge it, and open the next one.
 

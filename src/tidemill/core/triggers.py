@@ -50,6 +50,14 @@ class _Training(NamedTuple):
     examples_total: int
 
 
+class _Prepared(NamedTuple):
+    """A challenger that was prepared; fields as in `TriggerWatch.note_prepare`."""
+
+    cause: str
+    time: int
+    examples_total: int
+
+
 class TriggerWatch:
     """Remembers the last training and judges one tick after the other."""
 
@@ -58,6 +66,7 @@ class TriggerWatch:
         self._first_example: int | None = None
         self._training: _Training | None = None
         self._trigger_id = ""
+        self._prepared: list[_Prepared] = []
 
     def note_example(self, time: int) -> None:
         """The label time of a learned example; the first call counts, schedules begin there."""
@@ -66,8 +75,28 @@ class TriggerWatch:
 
     def note_prepare(self, cause: str, time: int, examples_total: int) -> None:
         """A challenger was prepared. That of the last trigger is not counted again: its data are those of then."""
+        self._prepared.append(_Prepared(cause, time, examples_total))
         if not self._trigger_id or cause != self._trigger_id:
             self._training = _Training(time, examples_total)
+
+    def note_trigger(self, trigger: Alert) -> None:
+        """A trigger of this watch: the last training is its."""
+        self._training = _Training(trigger.time, int(trigger.evidence["examples_total"]))
+        self._trigger_id = trigger.id
+
+    def take_over(self, triggers: Iterable[Alert]) -> None:
+        """Go on from these triggers, which are published for the ticks that were judged so far; in order of time.
+
+        Judged by another policy, the same ticks may have made other triggers: no trainer has heard of those.
+        """
+        self._training, self._trigger_id = None, ""
+        prepared, self._prepared = self._prepared, []
+        for trigger in triggers:
+            while prepared and prepared[0].time < trigger.time:  # of a tick that ended no later than the trigger's
+                self.note_prepare(*prepared.pop(0))
+            self.note_trigger(trigger)
+        for one in prepared:
+            self.note_prepare(*one)
 
     def judge(self, facts: TriggerFacts) -> Alert | None:
         """The trigger of this tick; None where the policy does not hold, or it is too early, or examples are few."""
@@ -92,7 +121,7 @@ class TriggerWatch:
                 **{name: value for reason in reasons for name, value in reason.evidence.items()},
             },
         ).opened(facts.time, facts.champion)
-        self._training, self._trigger_id = _Training(facts.time, facts.examples_total), trigger.id
+        self.note_trigger(trigger)
         return trigger
 
     def reasons(self, facts: TriggerFacts) -> tuple[Reason, ...]:
