@@ -150,6 +150,19 @@ def test_another_learner_is_judged_by_its_own_window(kind: str) -> None:
     assert after[2].bad_since == after[0].offset_next - ROWS
 
 
+def test_a_learner_that_a_person_has_frozen_is_left_to_them_and_judged_anew_once_it_is_thawed() -> None:
+    watch = Watch()
+    watch.days(2)
+    watch.command("freeze", "v1", cause="labels inverted since Monday")
+    frozen = watch.days(5, learner=lambda said: 1 - said)
+    watch.command("thaw", "v1")
+    thawed = watch.days(3, learner=lambda said: 1 - said)
+
+    assert [(tick.is_learner_bad, tick.bad_since) for tick in frozen] == [(False, -1)] * 5
+    assert [tick.is_learner_bad for tick in thawed] == [False, False, True]
+    assert thawed[2].bad_since == thawed[0].offset_next - ROWS
+
+
 def test_examples_of_another_model_do_not_judge_the_learner() -> None:
     watch = Watch()
     watch.days(5, learner=lambda said: 1 - said, model_version=("v0",) * ROWS)

@@ -34,7 +34,7 @@ from tidemill.core.drift.reference import Reference
 from tidemill.core.drift.shifts import ShiftJudge
 from tidemill.core.examples import between, chosen
 from tidemill.core.loop_spec import RolloutSpec
-from tidemill.core.loss_window import LearnerGuard, LossWindow
+from tidemill.core.loss_window import GuardVerdict, LearnerGuard, LossWindow
 from tidemill.core.records import Command, ExampleColumns, FeatureBatch, Float64s, Int64s
 from tidemill.core.roles import Roles
 from tidemill.core.rollout import RolloutWatch
@@ -301,6 +301,8 @@ class Surveillance:
     def _close(self, end: int) -> Tick:
         examples, log_loss, excess = self._losses.close_tick()
         guard = self._guard.close_tick()
+        if self._roles.is_frozen:  # by a person, for the trainer thaws what it froze: whoever froze it decides
+            guard = GuardVerdict(False, -1)
         shifts: tuple[Shift, ...] = ()
         state = self._state._replace(is_firing=False)
         if not self._is_new_champion:

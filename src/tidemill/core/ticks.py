@@ -67,6 +67,6 @@ class Tick:
     shifts: tuple[Shift, ...] = ()
     quality: Mapping[str, float] = field(default_factory=dict)
     rollout: RolloutState | None = None
-    is_learner_bad: bool = False  # over the window worse than booster and constant
+    is_learner_bad: bool = False  # over the window worse than booster and constant, and not frozen
     bad_since: int = -1  # the offset of the examples log where that window begins
     alerts: tuple[Alert, ...] = ()
