@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tidemill.config import config_digest, load_app, load_settings
 from tidemill.config_models import MILLISECONDS, parse_duration
+from tidemill.core.loop_spec import RetrainSpec, RolloutSpec
 from tidemill.core.spec import Condition, LearnerSpec
 from tidemill.errors import ConfigError
 
@@ -200,6 +201,19 @@ def test_the_digest_is_that_of_the_meaning_and_not_of_the_text(tmp_path):
     assert config_digest(app) == config_digest(same) != config_digest(other)
     reordered = dataclasses.replace(app, topics=app.topics[::-1])
     assert config_digest(reordered) != config_digest(app)  # the order of topics breaks ties of time
+
+
+def test_the_digest_holds_of_the_loop_what_workers_serve_by_and_nothing_else(tmp_path):
+    app = load_app(write_app(tmp_path))
+    shares = (0.0, 0.1, 0.2)
+    rollouts = {share: RetrainSpec(rollout=RolloutSpec(canary_share=share)) for share in shares}
+    digests = [config_digest(dataclasses.replace(app, retrain=rollouts[share])) for share in shares]
+    elsewhere = dataclasses.replace(rollouts[0.1], examples_min=7, rollout=RolloutSpec(canary_share=0.1, alpha=0.01))
+
+    assert len(set(digests)) == 3
+    assert digests[0] == "688503805a8fcd70aac8c52c8565e8dd"  # what stores of before there was a share know
+    assert digests[0] == config_digest(app) == config_digest(dataclasses.replace(app, retrain=None))
+    assert config_digest(dataclasses.replace(app, retrain=elsewhere)) == digests[1]
 
 
 def test_an_override_wins_over_environment_over_yaml_over_default(tmp_path, monkeypatch):

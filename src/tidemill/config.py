@@ -162,7 +162,8 @@ def config_digest(spec: AppSpec) -> str:
     """BLAKE2b-128 of the app's canonical JSON, as hex: workers of one app must agree on it.
 
     How boosters are trained, what the monitor compares and when, changes nothing that a worker computes; schemas of
-    writers only decide which records can be read at all.
+    writers only decide which records can be read at all. Of `retrain:` workers know the share of the canary alone: by
+    it each decides which version an event is served by.
     """
     declared = dataclasses.asdict(spec)
     for topic in declared["topics"]:
@@ -171,6 +172,9 @@ def config_digest(spec: AppSpec) -> str:
         del declared[part]
     if spec.limits == LimitsSpec():  # stores of before there were limits know no digest with them
         del declared["limits"]
+    share = 0.0 if spec.retrain is None else spec.retrain.rollout.canary_share
+    if share > 0:  # nor does one without a canary
+        declared["canary_share"] = share
     canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.blake2b(canonical.encode("ascii"), digest_size=16).hexdigest()
 

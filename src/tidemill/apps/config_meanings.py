@@ -173,7 +173,7 @@ ROLLOUT: Mapping[str, str] = {
     "examples_min": "Examples before the first look at a stage.",
     "examples_max": "Undecided after so many examples, the challenger goes.",
     "margin": "Nats of log loss: promoted when it is certainly not worse than this.",
-    "canary_share": "Share of the events that the challenger answers before it is promoted; 0: no canary.",
+    "canary_share": "Share of events the challenger answers before promotion, alike in all workers; 0: no canary.",
     "canary_examples": "Examples of the canary stage.",
     "probation_examples": "The former champion is scored beside for so many examples, ready to come back.",
 }
