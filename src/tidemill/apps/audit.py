@@ -86,6 +86,12 @@ class _Audit:
             bounds = {partition: self._logs.bounds(partition) for partition in inputs}
             check_ranges(committed, bounds, report, is_from_start=report.start == first)
             report.commits = committed.count
+            if is_whole:
+                report.without_commits = tuple(
+                    str(partition)
+                    for partition, (begin, behind) in bounds.items()
+                    if begin < behind and not committed.ranges[partition].start
+                )
         # Asked after the commits: the outputs of every commit that was read lie before these ends.
         ends = self._logs.ends(self._output_partitions())
         with self._timed("predictions"):

@@ -26,6 +26,15 @@ from tidemill.core.spec import AppSpec
 _OF_NO_RECORD = {Outcome.EXPIRED, Outcome.WAITING_JOINED, Outcome.WAITING_ORPHANED}
 _OF_RECORDS = frozenset(outcome.name.lower() for outcome in Outcome if outcome not in _OF_NO_RECORD)
 LABEL_FIRST = "label_first"
+# What only the whole log can answer, and only while nothing is written to it.
+_OF_WHOLE_LOG = (
+    "examples whose label is no record",
+    "labels in time without example",
+    "amendments without prediction",
+    "totals of amendments and of labels that waited",
+    "outputs behind all commits, or of partitions without any",
+)
+_OF_STANDING_LOG = "examples without prediction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,9 @@ class Outcomes:
         """Everything, partition after partition."""
         roles = {topic.name: topic.role for topic in self.spec.topics}
         labels = _LabelRecords()
+        self._tell_what_is_left_out(report)
         self._check_ids(report)
+        self._check_strangers(roles, report)
         for partition, columns in inputs.items():
             report.records += len(columns)
             letters = np.array(sorted(self.letters.get(partition, ())), dtype=np.int64)
@@ -81,6 +92,34 @@ class Outcomes:
             role = roles[partition.topic]
             letters = np.array(sorted(set(self.letters.get(partition, ()))), dtype=np.int64)
             self._check_counts(partition, role, columns, letters, labels, report)
+
+    def _tell_what_is_left_out(self, report: AuditReport) -> None:
+        """An audit that finds nothing must not pass for one that has looked everywhere."""
+        reasons = []
+        if self.is_newer:
+            reasons.append("the app went on meanwhile: stop its workers, then audit again")
+        if not self.is_whole:
+            reasons.append("a part of the log was audited: audit without --from and --to")
+        if reasons:
+            report.not_checked = (_OF_STANDING_LOG, *_OF_WHOLE_LOG) if self.is_newer else _OF_WHOLE_LOG
+            report.not_checked_because = "; ".join(reasons)
+
+    def _check_strangers(self, roles: Mapping[str, str], report: AuditReport) -> None:
+        """Outputs of partitions that no commit speaks of, or that are no inputs: their records are not read."""
+        if not self.is_whole:
+            return
+        predicted = {partition: offsets.tolist() for partition, (offsets, _) in self._rows.items()}
+        for what, found in (("predictions", predicted), ("dead letters", self.letters)):
+            for partition, offsets in found.items():
+                ranges = self.committed.ranges.get(partition)
+                if what == "predictions" and roles.get(partition.topic) != "event":
+                    why = f"{partition.topic} is no topic of events"
+                elif self.is_newer or (ranges is not None and ranges.start):
+                    continue  # looked at with its records; or its first commit came meanwhile
+                else:
+                    why = "there is no such partition" if ranges is None else "no commit speaks of that partition"
+                text = f"{what} of {partition}, the first for offset {min(offsets)}: {why}"
+                report.checks["extra"].add(text, len(offsets))
 
     def _check_ids(self, report: AuditReport) -> None:
         """An id is a new event only after `dedup_window`."""
@@ -150,6 +189,9 @@ class Outcomes:
         start, behind = self.committed.ranges[partition].span
         for at in np.flatnonzero(letters[1:] == letters[:-1]).tolist():
             report.checks["duplicate"].add(f"{partition}@{letters[at]} has two dead letters")
+        if self.is_whole and not self.is_newer:
+            for offset in letters[letters >= behind].tolist():
+                report.checks["extra"].add(f"dead letter of {partition}@{offset}: behind all commits")
         for offset in letters[(letters >= start) & (letters < behind) & ~np.isin(letters, columns.offset)].tolist():
             report.checks["extra"].add(f"dead letter of {partition}@{offset}, which is no record")
         unread = (columns.kind == Kind.DEAD_LETTER) & ~np.isin(columns.offset, letters)

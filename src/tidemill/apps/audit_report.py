@@ -46,7 +46,9 @@ class AuditReport:
     start, next: the offsets of the commits log. unprocessed: input records behind the last commit. predictions: those
     recomputed; mismatched: how many of them differ, close: how many of the differing ones by no more than the
     tolerance. degraded: those a worker served without the champion's model, and said so. earlier_features: those of an
-    earlier declaration, which cannot be recomputed. tolerance: 0 = bit for bit.
+    earlier declaration, which cannot be recomputed. tolerance: 0 = bit for bit. without_commits: input partitions that
+    hold records and that no commit speaks of. not_checked: parts of the checks that were left out, not_checked_because:
+    why, and what to do to have them.
     """
 
     app: str
@@ -64,6 +66,9 @@ class AuditReport:
     models: tuple[str, ...] = ()
     snapshots: int = 0
     tolerance: float = 0.0
+    without_commits: tuple[str, ...] = ()
+    not_checked: tuple[str, ...] = ()
+    not_checked_because: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     checks: dict[str, Check] = field(default_factory=lambda: {name: Check() for name in CHECKS})
 
@@ -90,6 +95,9 @@ def report_as_json(report: AuditReport) -> dict[str, Any]:
         "to": report.next,
         **{name: getattr(report, name) for name in names},
         "models": list(report.models),
+        "without_commits": list(report.without_commits),
+        "not_checked": list(report.not_checked),
+        "not_checked_because": report.not_checked_because,
         "seconds": report.seconds,
         "checks": {name: {"findings": check.count, "first": check.first} for name, check in report.checks.items()},
     }
@@ -101,6 +109,7 @@ def report_rows(report: AuditReport) -> tuple[list[Mapping[str, Any]], list[Mapp
         f"commits [{report.start}, {report.next})": report.commits,
         "input records": report.records,
         "behind the last commit": report.unprocessed,
+        "partitions with records and no commit": ", ".join(report.without_commits) or "none",
         "examples": report.examples,
         f"predictions recomputed, {report.comparison}": report.predictions,
         "mismatched": report.mismatched,
@@ -109,6 +118,7 @@ def report_rows(report: AuditReport) -> tuple[list[Mapping[str, Any]], list[Mapp
         "of earlier features, not compared": report.earlier_features,
         "models": ", ".join(report.models) or "none",
         "snapshots": report.snapshots,
+        "not checked": "\n".join([*report.not_checked, report.not_checked_because]).strip() or "nothing",
         "seconds": round(sum(report.seconds.values()), 1),
     }
     checks = [
