@@ -128,6 +128,21 @@ def test_records_keep_the_order_of_firings_and_resolutions_come_last() -> None:
     ]
 
 
+def test_incidents_that_are_published_take_the_place_of_those_that_the_book_made() -> None:
+    """By today's settings: open from day 1, resolved on day 5, silenced by the cooldown on day 6. Published: open."""
+    book = AlertBook(SPEC)
+    assert told("x....x", book) == [(1, "opened"), (5, "resolved")]
+    published = a_firing().opened(2 * DAY_MS, "v1")
+    book.take_over([published])
+    assert [one.first for one in book.incidents.values()] == [published] and not book.resolved
+    found = [record for day in range(7, 12) for record in book.tell(day * DAY_MS, "v1", 100, [])]
+    assert [(record.time // DAY_MS, record.id, record.event) for record in found] == [(10, published.id, "resolved")]
+
+    book.take_over([])
+    assert not book.incidents
+    assert [one.event for one in book.tell(12 * DAY_MS, "v1", 100, [a_firing()])] == ["opened"]
+
+
 DAYS = st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.booleans()), max_size=60)
 
 

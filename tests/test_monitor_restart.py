@@ -250,4 +250,5 @@ def state_of(watch: Surveillance) -> tuple[object, ...]:
     book, triggers = watch.book, watch._triggers
     assert triggers is not None
     opened = [(one.first, one.newest, one.acknowledged_by) for one in book.incidents.values()]
-    return opened, dict(book.resolved), dict(book._fired), triggers._training, triggers._trigger_id
+    fired = {key: book._fired[key] for key in book.incidents}
+    return opened, dict(book.resolved), fired, triggers._training, triggers._trigger_id

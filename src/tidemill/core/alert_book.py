@@ -103,7 +103,7 @@ class AlertBook:
         self._quiet_ms = spec.quiet_ms
         self._cooldown_ms = spec.cooldown_ms
         self._incidents: dict[str, Incident] = {}  # by key, in the order of their opening
-        self._fired: dict[str, int] = {}  # by key of an open incident: the last tick that fired
+        self._fired: dict[str, int] = {}  # by key, each open incident's among them: the last tick that fired
         self._resolved: dict[str, int] = {}  # by key: time of the last resolution
 
     @classmethod
@@ -140,8 +140,7 @@ class AlertBook:
             if record is not None:
                 records.append(record)
                 self._take(record)
-            if firing.key in self._incidents:
-                self._fired[firing.key] = time
+            self._fired[firing.key] = time
         for key, incident in tuple(self._incidents.items()):
             if time - self._fired[key] >= self._quiet_ms:
                 records.append(_resolution(incident, time, champion, offset_next, time - self._fired[key]))
@@ -161,7 +160,7 @@ class AlertBook:
         """Go on from these records (see `of`), which are published for the ticks that were told so far.
 
         Told under other settings, the same ticks may have made other incidents: readers know nothing of those. From
-        this book comes only how long after its last record an incident of a key has fired.
+        this book comes only how long after its last record the key of an incident has fired.
         """
         published = AlertBook.of(records)
         self._incidents, self._resolved = published._incidents, published._resolved
