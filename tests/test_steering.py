@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tidemill.core.alerts import Alert
+from tidemill.core.decisions import Decision
 from tidemill.core.loop_spec import DAY_MS, RetrainSpec, RolloutSpec
 from tidemill.core.records import Command
 from tidemill.core.roles import INITIAL, Roles
-from tidemill.core.steering import DEMAND_KEY, LEARNER_GUARD, Decision, Steering
-from tidemill.core.story import StoryEvent
+from tidemill.core.steering import LEARNER_GUARD, Steering
+from tidemill.core.story import DEMAND_KEY, StoryEvent
 from tidemill.core.ticks import RolloutState, Tick, Verdict
 
 SPEC = RetrainSpec(cooldown_ms=3 * DAY_MS, latency_ms=DAY_MS, examples_min=1_000)
@@ -441,8 +443,14 @@ def test_whatever_happens_one_version_is_on_trial_and_none_serves_without_being_
         if phase == "probation" and day["verdict"] == "better" and day["is_of_stage"]:
             event("rolled back")
             assert on_trial not in (world.roles.champion, world.roles.challenger)
-    answered = [told.cause for told in world.story if told.kind in ("triggered", "declined")]
-    assert len(answered) == len(set(answered))
+    answered = [told for told in world.story if told.kind in ("triggered", "declined")]
+    declined = [told.cause for told in answered if told.kind == "declined"]
+    assert len({told.id for told in answered}) == len(answered)
+    assert len(set(declined)) == len(declined)
+    for cause in {told.cause for told in answered}:  # once more only for what was declined, or failed
+        told_of = [told.kind for told in world.story if told.cause == cause and told.kind in ANSWERS]
+        assert all(before in ("declined", "failed") for before, kind in pairwise(told_of) if kind == "triggered")
 
 
 STAGES = ("shadow", "canary", "promoted")
+ANSWERS = ("declined", "triggered", "failed", "trained", "gated")

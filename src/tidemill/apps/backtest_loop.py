@@ -19,11 +19,12 @@ from tidemill.apps.loop_following import alert_text, story_text
 from tidemill.apps.models import feature_shape
 from tidemill.apps.retraining import Promoted, Shelf
 from tidemill.apps.rounds import RoundTask, story_of_failure, story_of_round, train_and_gate
+from tidemill.core.decisions import Decision
 from tidemill.core.drift.reference import Reference
 from tidemill.core.examples import chosen, joined, no_examples
 from tidemill.core.records import Command, ExampleColumns, FeatureBatch, Float64s, Int64s
 from tidemill.core.roles import INITIAL
-from tidemill.core.steering import Decision, Steering
+from tidemill.core.steering import Steering
 from tidemill.core.story import StoryEvent
 from tidemill.core.surveillance import Surveillance
 from tidemill.core.ticks import Tick

@@ -16,16 +16,13 @@ from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Output
 from tidemill.core.spec import AppSpec
-from tidemill.core.steering import DEMAND_KEY
-from tidemill.core.story import StoryEvent
+from tidemill.core.story import APPROVAL_KEY, DEMAND_KEY, StoryEvent
 from tidemill.core.ticks import Tick
 from tidemill.core.topic_names import alerts_topic, drift_topic, models_topic
 from tidemill.io.kafka_producer import EventProducer
 from tidemill.io.kafka_reader import read_topic
 from tidemill.io.loop_records import decode_story, decode_ticks, encode_alerts, encode_story
 
-APPROVAL_KEY = "trigger/approval"  # its culprits: the version that is approved
-PEOPLES_KEYS = (DEMAND_KEY, APPROVAL_KEY)
 RUNBOOK = "docs/runbooks/trigger.md"
 
 

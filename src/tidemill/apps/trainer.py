@@ -20,17 +20,18 @@ from tidemill.apps.clients import clients_of
 from tidemill.apps.failpoints import failpoint
 from tidemill.apps.loop_following import story_text
 from tidemill.apps.rounds import RoundTask, retrain_spec
-from tidemill.apps.story import APPROVAL_KEY, story_of, story_outputs
+from tidemill.apps.story import story_of, story_outputs
 from tidemill.apps.topics import ensure_loop_topics, ensure_output_topics
 from tidemill.apps.trainer_inbox import Inbox
 from tidemill.apps.training_process import TrainingProcess, TrainingStopped
 from tidemill.config import Settings
 from tidemill.core.alerts import Alert
+from tidemill.core.decisions import Decision, Order
 from tidemill.core.records import Output, Partition
 from tidemill.core.roles import OffsetRange
 from tidemill.core.spec import AppSpec
-from tidemill.core.steering import Decision, Order, Steering
-from tidemill.core.story import StoryEvent, StoryKind
+from tidemill.core.steering import Steering
+from tidemill.core.story import APPROVAL_KEY, StoryEvent, StoryKind
 from tidemill.core.ticks import Tick
 from tidemill.core.topic_names import drift_topic, examples_topic
 from tidemill.errors import InvariantError

@@ -10,9 +10,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from tidemill.apps.story import PEOPLES_KEYS
 from tidemill.core.alerts import Alert
 from tidemill.core.spec import AppSpec
+from tidemill.core.story import PEOPLES_KEYS
 from tidemill.core.ticks import Tick
 from tidemill.core.topic_names import alerts_topic
 from tidemill.errors import StateLostError

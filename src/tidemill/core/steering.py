@@ -2,7 +2,8 @@
 
 In: ticks, demands and the story so far. Out: decisions, each with its cause, its commands and its story event.
 Invariant: the state is the fold of the story, so a restarted trainer that is told its story decides as if it had never
-stopped; at most one version is on trial, and none serves without a verdict "better".
+stopped; at most one version is on trial, and none serves without a verdict "better"; a trigger that no training has
+answered is trained for once nothing is in its way.
 
     idle ─train─► training ─trained─► waiting ─prepare─► shadow ─(canary)─► probation ─► idle
                      └─failed, gated─► idle      └────────┴─drop─┴─► idle     drop or rollback
@@ -12,24 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from tidemill.core.alerts import Alert
+from tidemill.core.decisions import NO_EVIDENCE, Decision, DecisionKind, Order
 from tidemill.core.loop_spec import RetrainSpec
 from tidemill.core.roles import INITIAL
-from tidemill.core.story import StoryEvent, StoryKind
+from tidemill.core.story import DEMAND_KEY, StoryEvent, StoryKind
 from tidemill.core.ticks import RolloutState, Tick
+from tidemill.core.unanswered import Unanswered
 
-DEMAND_KEY = "trigger/demand"
 LEARNER_GUARD = "learner guard"
 HOUR_MS = 3_600_000
 
 Phase = Literal["idle", "training", "waiting", "shadow", "canary", "probation"]
-DecisionKind = Literal[
-    "train", "prepare", "canary", "swap", "drop", "rollback", "freeze", "thaw", "excise", "decline", "ask"
-]
-NO_EVIDENCE: Mapping[str, float] = MappingProxyType({})
 
 _COMMANDED: frozenset[StoryKind] = frozenset(
     ("shadow", "canary", "promoted", "kept", "rolled_back", "aborted", "frozen", "thawed", "excised")
@@ -48,55 +45,6 @@ _NEXT: Mapping[StoryKind, tuple[tuple[Phase, ...], Phase]] = {
     "kept": (("probation",), "idle"),
     "rolled_back": (("probation",), "idle"),
 }
-
-
-class Order(NamedTuple):
-    """A command to write into the examples log, as `records.Command` has it."""
-
-    kind: str
-    model_version: str
-    expects: str
-
-
-class Decision(NamedTuple):
-    """One thing to do, and what to tell once it is done.
-
-    version: the version on trial that the step is about ("" where there is none); for freeze, thaw and excise the
-    champion. parent: the champion that it is compared with, after a swap the former one. commands: to write in this
-    order, in one transaction with the story event `tells`; the offset of the first is that event's command_offset.
-    offset_start, offset_next: the examples that the decision rests on, for train all of them up to offset_next, for
-    excise the range that goes.
-    """
-
-    kind: DecisionKind
-    version: str = ""
-    cause: str = ""
-    evidence: Mapping[str, float] = NO_EVIDENCE
-    verdict: str = ""
-    offset_start: int = -1
-    offset_next: int = -1
-    parent: str = ""
-    tells: StoryKind = "declined"
-    commands: tuple[Order, ...] = ()
-
-    def story(self, *, time: int, command_offset: int = -1) -> StoryEvent:
-        """The event to tell once it is done. time: of the tick that decided; deciding again gives the same id.
-
-        command_offset: needed where there are commands; may be told as -1 while they are not written yet.
-        """
-        return StoryEvent(
-            id=f"{self.tells}/{self.version or self.cause}@{time}",
-            kind=self.tells,
-            time=time,
-            version=self.version,
-            parent=self.parent,
-            cause=self.cause,
-            verdict=self.verdict,
-            evidence=dict(self.evidence),
-            offset_start=self.offset_start,
-            offset_next=self.offset_next,
-            command_offset=command_offset,
-        )
 
 
 @dataclass(slots=True)
@@ -121,6 +69,7 @@ class Steering:
         self._trial: _Trial | None = None
         self._trained_last: int | None = None  # time of the last training's trigger
         self._answered: set[str] = set()  # ids of triggers and demands
+        self._unanswered = Unanswered()
         self._demands: dict[str, Alert] = {}
         self._command_offset = -1  # of the last one
         self._unwritten: int | None = None  # time of the last one that had no offset when it was told
@@ -151,6 +100,7 @@ class Steering:
         if event.kind in ("triggered", "declined"):
             self._answered.add(event.cause)
             self._demands.pop(event.cause, None)
+        self._unanswered.tell(event)
         self._command_offset = max(self._command_offset, event.command_offset)
         if event.kind in _COMMANDED and event.command_offset < 0:
             self._unwritten = event.time
@@ -180,7 +130,7 @@ class Steering:
         steps: tuple[Decision, ...] = ()
         if self._has_seen_commands(tick):
             steps = self._step_trial(tick) or self._guard_learner(tick)
-        return steps or self._answer_triggers(tick)
+        return steps or self._answer_triggers(tick) or self._train_for_unanswered(tick)
 
     def _has_seen_commands(self, tick: Tick) -> bool:
         """Else the champion of the tick is not the one that the next command would meet."""
@@ -271,20 +221,32 @@ class Steering:
         return _staged("drop", trial, tick, verdict, "aborted", (_order("drop", trial.version, tick),), state)
 
     def _answer_triggers(self, tick: Tick) -> tuple[Decision, ...]:
-        """One training at most; every other trigger is declined, with the reason."""
+        """One training at most; every other trigger is declined, with the reason, and the newest is not forgotten."""
         decisions: list[Decision] = []
         refusal = self._refusal_of_phase()
         for alert in self._open_triggers(tick):
             is_demand = alert.key == DEMAND_KEY
             reason = refusal or ("" if is_demand else self._refusal_of_limits(tick))
             if reason:
-                decisions.append(_answer("decline", alert, tick, reason, "declined"))
+                decisions.append(_answer("decline", alert.id, alert.evidence, tick, reason, "declined"))
             else:
                 limits = self._refusal_of_limits(tick)
                 words = f"on demand, although {limits}" if limits else alert.summary
-                decisions.append(_answer("train", alert, tick, words, "triggered"))
+                decisions.append(_answer("train", alert.id, alert.evidence, tick, words, "triggered"))
                 refusal = f"{alert.id} is trained for at this tick"
         return tuple(decisions)
+
+    def _train_for_unanswered(self, tick: Tick) -> tuple[Decision, ...]:
+        """A trigger is told once: what was declined, or failed, is made up for when nothing is in its way any more."""
+        event = self._unanswered.newest
+        is_trained_at = self._trained_last is not None and self._trained_last >= tick.time  # a demand, and it failed
+        if event is None or is_trained_at or self._trial or not self._has_seen_commands(tick):
+            return ()
+        if self._refusal_of_limits(tick):
+            return ()
+        was = "the training failed" if event.kind == "failed" else "the trigger was declined"
+        words = f"{was} before: {event.verdict}"
+        return (_answer("train", event.cause, event.evidence, tick, words, "triggered"),)
 
     def _open_triggers(self, tick: Tick) -> Iterable[Alert]:
         """Demands first, then the tick's own, each id once."""
@@ -366,11 +328,13 @@ def _order(kind: str, model_version: str, tick: Tick) -> Order:
     return Order(kind, model_version, expects=tick.champion)
 
 
-def _answer(kind: DecisionKind, alert: Alert, tick: Tick, verdict: str, tells: StoryKind) -> Decision:
+def _answer(
+    kind: DecisionKind, cause: str, evidence: Mapping[str, float], tick: Tick, verdict: str, tells: StoryKind
+) -> Decision:
     return Decision(
         kind=kind,
-        cause=alert.id,
-        evidence={**alert.evidence, "examples_total": float(tick.examples_total)},
+        cause=cause,
+        evidence={**evidence, "examples_total": float(tick.examples_total)},
         verdict=verdict,
         offset_next=tick.offset_next,
         parent=tick.champion,

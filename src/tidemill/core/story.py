@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+DEMAND_KEY = "trigger/demand"
+APPROVAL_KEY = "trigger/approval"  # its culprits: the version that is approved
+PEOPLES_KEYS = (DEMAND_KEY, APPROVAL_KEY)  # of the alarm topic: what people ask the trainer
+
 StoryKind = Literal[
     "triggered",  # a training begins, or is due
     "declined",  # a trigger that came too early, or during another rollout

@@ -44,7 +44,10 @@ class Reason(NamedTuple):
 
 
 class _Training(NamedTuple):
-    """The last one that the log tells of: a trigger, or a challenger that was prepared without one."""
+    """The last one that the log tells of: a trigger, or a challenger that was prepared without one.
+
+    A trigger counts whatever became of it: the trainer keeps in mind what it could not answer (`core/unanswered.py`).
+    """
 
     time: int
     examples_total: int
@@ -142,7 +145,7 @@ class TriggerWatch:
         return _of_performance(trigger.comparator, facts)
 
     def _of_alert(self, kind: str, facts: TriggerFacts) -> Reason | None:
-        """Opened or repeated at this tick, or open since and no training has answered it."""
+        """Opened or repeated at this tick, or open since and no trigger has told of it."""
         trained = self._training.time if self._training is not None else None
         told = [one for one in facts.records if one.event in ("opened", "repeated")]
         unanswered = [one for one in facts.open_alerts if trained is None or one.opened > trained]
