@@ -20,6 +20,7 @@ from tidemill import config_models
 from tidemill.apps import cli, config_meanings
 from tidemill.apps.config_reference import SECTIONS, config_reference
 from tidemill.config import load_app
+from tidemill.config_checks import SERVED_EXPERTS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -42,6 +43,10 @@ def blocks_of(page: Path, language: str) -> list[str]:
 def test_reference_is_the_one_that_the_code_makes() -> None:
     """Renew it with `tidemill config reference > docs/configuration.md`."""
     assert (DOCS / "configuration.md").read_text() == config_reference()
+
+
+def test_reference_names_the_experts_that_a_trigger_compares_with() -> None:
+    assert re.findall("`(.+?)`", config_meanings.TRIGGER["worse_than"]) == list(SERVED_EXPERTS)
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.model.__name__)

@@ -147,7 +147,7 @@ RETRAIN: Mapping[str, str] = {
     "all_of": "Train when all of these hold at one tick; beside `any_of`, one of those has to hold as well.",
     "window": "What a booster is trained on: `all`, or a mapping with `last` or `half_life`.",
     "examples_min": "Fewer examples are not trained on.",
-    "cooldown": "Between two trainings, whoever asks.",
+    "cooldown": "Between two trainings of the loop's own; a demand (`tidemill retrain`) does not wait for it.",
     "latency": "Bounded replay: the event time that a training takes. Live, it takes what it takes.",
     "timeout": "A training that takes longer is killed.",
     "needs_approval": "A person approves (`tidemill models approve`) before a challenger serves anything.",
@@ -162,7 +162,7 @@ TRIGGER: Mapping[str, str] = {
     "alert": "An alert of this type has opened or repeated.",
     "every": "So much event time since the last training.",
     "growth": "Examples have grown by this share since the last training.",
-    "worse_than": "The log loss as served is above that of this series: `constant`, `no_change`, a comparator.",
+    "worse_than": "The log loss as served is above that of this expert: `booster`, `learner` or `base_rate`.",
 }
 WINDOW: Mapping[str, str] = {
     "last": "The examples of so much time before the training.",

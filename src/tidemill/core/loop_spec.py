@@ -38,7 +38,7 @@ class TriggerSpec:
 
     alert: an alert of `alert_kind` has opened or repeated. schedule: `every_ms` since the last training (or the first
     example). volume: examples have grown by the share `growth` since the last training. performance: the blend's log
-    loss over the monitor's window is above that of `comparator` (a series of metrics: constant, no_change, ...).
+    loss over the monitor's window is above that of `comparator`, an expert beside it: booster, learner, base_rate.
     """
 
     kind: TriggerKind
@@ -74,7 +74,7 @@ class RetrainSpec:
     window: Literal["all", "last", "decayed"] = "all"
     window_ms: int = 0  # last: so much before the training; decayed: the half-life of an example's weight
     examples_min: int = 2_000
-    cooldown_ms: int = 7 * DAY_MS  # between trainings, whoever asks
+    cooldown_ms: int = 7 * DAY_MS  # between trainings; a person's demand does not wait for it
     latency_ms: int = DAY_MS  # bounded replay: event time that a training takes; live, it takes what it takes
     timeout_s: float = 600.0
     needs_approval: bool = False  # `tidemill models approve` before a challenger serves anything
