@@ -1,9 +1,10 @@
-"""`tidemill retrain`, `models lineage`, `card` and `approve`: what a person asks, and what is printed of a version."""
+"""`tidemill retrain`, `models lineage|card|approve|reject`: what a person asks, and what is printed of a version."""
 
 from __future__ import annotations
 
 import io
 import json
+import signal
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -64,5 +65,30 @@ def test_a_version_is_asked_for_approved_and_shown_with_its_causes(loop: Loop) -
     assert card.startswith("---\n") and f'version: "{version}"' in card and "## Story" in card
     assert 'status: "in shadow"' in card
     assert "TM-5020" in printed(loop, "models", "lineage", config, "m000000000000", code=5)
-    assert "TM-5020" in printed(loop, "models", "approve", config, "m000000000000", code=5)
+    for word in ("approve", "reject"):
+        assert "TM-5020" in printed(loop, "models", word, config, "m000000000000", code=5)
     assert json.loads(printed(loop, "models", "show", config, version, "-o", "json"))["version"] == version
+
+
+def test_a_version_that_is_rejected_makes_room_for_the_next_one(loop: Loop) -> None:
+    config = str(loop.config)
+    loop.tell(*ticks(1))
+    trainer = loop.trainer()
+    until(lambda: loop.kinds() == ["triggered", "trained"], loop)
+    (version,) = loop.versions()
+    (rejected,) = found(loop, "models", "reject", config, version, "--cause", "bad labels")["rows"]
+    assert rejected["id"].startswith("trigger/rejection@") and rejected["version"] == version
+    until(lambda: len(loop.kinds()) == 3, loop)
+    found(loop, "models", "reject", config, version)  # too late
+    until(lambda: len(loop.kinds()) == 4, loop)
+    found(loop, "retrain", config, "--cause", "labels are right again", has_data=False)
+    until(lambda: loop.kinds()[4:] == ["triggered", "trained"], loop)
+    trainer.send_signal(signal.SIGTERM)
+    assert trainer.wait(90) == 0
+
+    _, _, aborted, declined, _, _ = loop.story()
+    assert (aborted.kind, aborted.version, aborted.cause) == ("aborted", version, rejected["id"])
+    assert aborted.verdict == f"bad labels ({rejected['by']})"
+    assert declined.verdict == f"{version} cannot be rejected: no version waits for approval"
+    assert loop.commands() == []
+    assert found(loop, "models", "lineage", config, version)["rows"][0]["status"] == "dropped"

@@ -1,13 +1,14 @@
-"""`tidemill models lineage`, `card` and `approve`: what is known of a version, and a person's word on it.
+"""`tidemill models lineage`, `card`, `approve`, `reject`: what is known of a version, and a person's word on it.
 
 In: arguments. Out: tables, JSON or Markdown on stdout, hints on stderr, an exit code. Invariant: what is printed is a
-function of the registry and the story; an approval is answered by the trainer, in the story.
+function of the registry and the story; an approval or a rejection is answered by the trainer, in the story.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import getpass
+from typing import Any
 
 import typer
 
@@ -105,16 +106,36 @@ def approve(
     verbose: Verbose = False,
 ) -> int:
     """Let a version that waits for approval go into the shadow; the trainer does it at its next look."""
-    form = form_of(output)
     settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
+    return _judge(settings, version, cause, output, is_approved=True, config=config)
+
+
+def reject(
+    config: Config,
+    version: Version,
+    cause: Cause = "rejected by hand",
+    bootstrap_servers: Servers = None,
+    data: Data = None,
+    output: OutputForm = "table",
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> int:
+    """Drop a version that waits for approval, so that others can be trained; the trainer does it at its next look."""
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
+    return _judge(settings, version, cause, output, is_approved=False, config=config)
+
+
+def _judge(settings: Any, version: str, cause: str, output: str, *, is_approved: bool, config: Any) -> int:
+    form = form_of(output)
     from tidemill.apps.models import registry_of
     from tidemill.apps.results import print_rows
-    from tidemill.apps.story import approve_version
+    from tidemill.apps.story import approve_version, reject_version
 
     refuse_unknown(version, registry_of(settings).versions(settings.app.name))
-    asked = approve_version(settings, version, cause=cause, by=getpass.getuser())
+    tell = approve_version if is_approved else reject_version
+    asked = tell(settings, version, cause=cause, by=getpass.getuser())
     row = {"id": asked.id, "version": version, "cause": cause, "by": asked.by}
-    print_rows("approved", [row], tuple(row), form)
+    print_rows("approved" if is_approved else "rejected", [row], tuple(row), form)
     hint(f"what became of it: tidemill models lineage {config} {version}")
     return 0
 
@@ -126,3 +147,6 @@ def add_story_commands(models_app: typer.Typer) -> None:
     )(lineage)
     models_app.command()(card)
     models_app.command()(approve)
+    models_app.command(
+        epilog="Example: [bold]tidemill models reject app.yaml m0123456789ab --cause 'bad labels'[/bold]"
+    )(reject)

@@ -150,7 +150,7 @@ RETRAIN: Mapping[str, str] = {
     "cooldown": "Between two trainings of the loop's own; a demand (`tidemill retrain`) does not wait for it.",
     "latency": "Bounded replay: the event time that a training takes. Live, it takes what it takes.",
     "timeout": "A training that takes longer is killed.",
-    "needs_approval": "A person approves (`tidemill models approve`) before a challenger serves anything.",
+    "needs_approval": "A person approves (`tidemill models approve`, or `reject`) before a challenger serves anything.",
     "holdout": "Share of all examples that no booster is trained on, by a hash of their offset.",
     "gate_margin": "Nats of log loss by which a challenger may be worse than the champion on recent rows and holdout.",
     "slice_margin": "The same for each value of a category.",

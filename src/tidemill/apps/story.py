@@ -16,7 +16,7 @@ from tidemill.config import Settings
 from tidemill.core.alerts import Alert
 from tidemill.core.records import Output
 from tidemill.core.spec import AppSpec
-from tidemill.core.story import APPROVAL_KEY, DEMAND_KEY, StoryEvent
+from tidemill.core.story import APPROVAL_KEY, DEMAND_KEY, REJECTION_KEY, StoryEvent
 from tidemill.core.ticks import Tick
 from tidemill.core.topic_names import alerts_topic, drift_topic, models_topic
 from tidemill.io.kafka_producer import EventProducer
@@ -57,6 +57,11 @@ def demand_training(settings: Settings, *, cause: str, by: str) -> Alert:
 def approve_version(settings: Settings, version: str, *, cause: str, by: str) -> Alert:
     """Tell the trainer that a version may serve once it has proved itself."""
     return _ask(settings, APPROVAL_KEY, summary=cause, by=by, culprits=(version,))
+
+
+def reject_version(settings: Settings, version: str, *, cause: str, by: str) -> Alert:
+    """Tell the trainer that a version that waits for approval shall not go on."""
+    return _ask(settings, REJECTION_KEY, summary=cause, by=by, culprits=(version,))
 
 
 def _ask(settings: Settings, key: str, *, summary: str, by: str, culprits: tuple[str, ...]) -> Alert:

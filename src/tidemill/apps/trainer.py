@@ -31,7 +31,7 @@ from tidemill.core.records import Output, Partition
 from tidemill.core.roles import OffsetRange
 from tidemill.core.spec import AppSpec
 from tidemill.core.steering import Steering
-from tidemill.core.story import APPROVAL_KEY, StoryEvent, StoryKind
+from tidemill.core.story import APPROVAL_KEY, DEMAND_KEY, StoryEvent, StoryKind
 from tidemill.core.ticks import Tick
 from tidemill.core.topic_names import drift_topic, examples_topic
 from tidemill.errors import InvariantError
@@ -162,10 +162,10 @@ class Trainer:
         steps: list[_Step] = []
         steering = copy.deepcopy(self._steering)  # what was not committed was not told
         for wish in self._inbox.wishes():
-            if wish.key == APPROVAL_KEY:
-                self._add(steps, steering, _approval(wish, steering, tick))
-            else:
+            if wish.key == DEMAND_KEY:
                 steering.demand(wish)
+            else:
+                self._add(steps, steering, _judgement(wish, steering, tick))
         for _ in range(DECISIONS_MAX):
             decisions = steering.decide(tick)
             if not decisions:
@@ -249,13 +249,19 @@ class Trainer:
             self._inbox.settle(event.cause)
 
 
-def _approval(wish: Alert, steering: Steering, tick: Tick) -> _Step:
-    """Approved, when it is what the trainer waits for; declined with the reason otherwise."""
+def _judgement(wish: Alert, steering: Steering, tick: Tick) -> _Step:
+    """Approved or dropped, when it is what the trainer waits for; declined with the reason otherwise."""
+    is_approval = wish.key == APPROVAL_KEY
     version = wish.culprits[0] if wish.culprits else ""
     is_awaited = steering.phase == "waiting" and version == steering.version
     waits_for = f"{steering.version} is in {steering.phase}" if steering.version else "no version waits for approval"
-    words = f"{wish.summary} ({wish.by})" if is_awaited else f"{version} cannot be approved: {waits_for}"
-    kind: StoryKind = "approved" if is_awaited else "declined"
+    words = (
+        f"{wish.summary} ({wish.by})"
+        if is_awaited
+        else f"{version} cannot be {'approved' if is_approval else 'rejected'}: {waits_for}"
+    )
+    judged: StoryKind = "approved" if is_approval else "aborted"
+    kind: StoryKind = judged if is_awaited else "declined"
     return _Step(
         StoryEvent(
             id=f"{kind}/{wish.id}@{tick.time}",

@@ -37,7 +37,7 @@ class Inbox:
         self._answered: set[str] = set()
 
     def wishes(self) -> list[Alert]:
-        """Demands and approvals without an answer, oldest first."""
+        """Demands, approvals and rejections without an answer, oldest first."""
         self._look(0.0)
         return list(self._wishes.values())
 

@@ -12,7 +12,8 @@ from typing import Literal
 
 DEMAND_KEY = "trigger/demand"
 APPROVAL_KEY = "trigger/approval"  # its culprits: the version that is approved
-PEOPLES_KEYS = (DEMAND_KEY, APPROVAL_KEY)  # of the alarm topic: what people ask the trainer
+REJECTION_KEY = "trigger/rejection"  # likewise: that is refused
+PEOPLES_KEYS = (DEMAND_KEY, APPROVAL_KEY, REJECTION_KEY)  # of the alarm topic: what people ask the trainer
 
 StoryKind = Literal[
     "triggered",  # a training begins, or is due
@@ -26,7 +27,7 @@ StoryKind = Literal[
     "promoted",  # serves; the parent is scored beside on probation
     "kept",  # probation is over: the parent is dropped
     "rolled_back",  # the parent serves again
-    "aborted",  # the challenger is dropped
+    "aborted",  # the challenger is dropped, or a person rejects what waits for approval
     "frozen", "thawed", "excised",  # the champion's learner
 ]  # fmt: skip
 
