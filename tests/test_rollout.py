@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidemill.core.loop_spec import RolloutSpec
-from tidemill.core.rollout import BLOCK_ROWS, LOSS_MAX, PairedDifferences, RolloutWatch
+from tidemill.core.rollout import BLOCK_ROWS, LOSS_MAX, SILENT_MS, PairedDifferences, RolloutWatch
 from tidemill.core.ticks import RolloutState
 from tidemill.errors import InvariantError
 
@@ -88,6 +88,18 @@ def test_events_from_before_the_stage_and_rows_without_another_model_are_left_ou
     other = np.array([0.2, np.nan, 0.4])
     watch.add(np.arange(3), np.full(3, 0.3), other, np.zeros(3), np.arange(3))
     assert seen(watch, 1_000).examples == 2
+
+
+def test_stage_without_one_pair_is_undecided_after_two_waits_and_a_week():
+    watch = watching(since=1_000)
+    end = 1_000 + 2 * WAIT_MS + SILENT_MS
+    assert [seen(watch, at).verdict for at in (end - 1, end)] == ["open", "undecided"]
+    assert seen(watch, end).examples == 0
+    watch = watching(since=1_000)
+    add(watch, 1, first=1_000)
+    assert (seen(watch, end).verdict, seen(watch, 9 * end).verdict) == ("open", "open")  # slow is not silent
+    watch.begin("m2", 8, 400, since=end)
+    assert seen(watch, 2 * end - 1_001).verdict == "open"  # the next stage has its own time
 
 
 def test_label_after_its_wait_is_left_out_whenever_it_comes():

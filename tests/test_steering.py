@@ -256,6 +256,23 @@ def test_trigger_is_answered_once():
     assert world.tick(alerts=(first,)) == []
 
 
+@pytest.mark.parametrize("is_canary", [False, True])
+def test_challenger_that_nobody_scores_goes_and_the_verdict_says_where_to_look(is_canary: bool):
+    world = to_shadow(replace(SPEC, rollout=RolloutSpec(canary_share=0.1 if is_canary else 0)))
+    if is_canary:
+        assert kinds(world.judged("better")) == ["canary"]
+    (drop,) = world.judged("undecided", examples=0)
+    assert (drop.kind, drop.tells, world.roles.champion, world.roles.challenger) == ("drop", "aborted", INITIAL, "")
+    assert drop.verdict.startswith("m1 could not be compared: no event was scored by both")
+    assert "trust the trainer's key" in drop.verdict
+
+
+def test_new_champion_beside_whom_nobody_scores_the_former_one_stays():
+    world = to_probation()
+    (drop,) = world.judged("undecided", examples=0)
+    assert (drop.tells, world.roles.champion, world.roles.challenger) == ("kept", "m1", "")
+
+
 def test_trigger_during_a_trial_or_a_training_is_declined():
     world = to_shadow()
     (declined,) = world.judged("open", "schedule")

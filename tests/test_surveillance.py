@@ -259,6 +259,16 @@ def test_events_of_before_the_stage_do_not_count_however_late_their_label_is() -
     assert rollout is not None and rollout.examples == 0
 
 
+def test_a_stage_in_which_no_worker_scores_the_challenger_ends_undecided() -> None:
+    watch = Watch()
+    watch.days(2)
+    watch.command("prepare", "v2")
+    found = [tick.rollout for tick in watch.days(9)]
+
+    assert 0 < 2 * WAIT_MS <= DAY_MS
+    assert [one.verdict for one in found if one is not None] == ["open"] * 7 + ["undecided"] * 2
+
+
 def test_growth_counts_from_the_offset_of_the_challenger_that_a_person_prepared() -> None:
     grown = RetrainSpec(any_of=(TriggerSpec(kind="volume", growth=0.5),), examples_min=1, cooldown_ms=0)
     watch = Surveillance(replace(APP, retrain=grown), NUMERIC, CATEGORIES, reference_of=lambda _: None)

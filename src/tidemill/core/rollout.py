@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.core.loop_spec import RolloutSpec
+from tidemill.core.loop_spec import DAY_MS, RolloutSpec
 from tidemill.core.metrics import LOSS_UNIT, PROBABILITY_MIN, loss_units
 from tidemill.core.records import Float64s, Int64s
 from tidemill.core.ticks import RolloutState, Verdict
@@ -26,6 +26,9 @@ DIFFERENCE_UNIT = 2.0**-20  # nats: what is summed is an integer; 1e-6 is far be
 # of the errors' variance, 3 % of 200 equal models were promoted at alpha .05 (`benchmarks/rollouts.py`).
 BLOCK_ROWS = (1, 16, 64, 256)
 BLOCKS_MIN = 10  # fewer say too little; each costs power, as the largest of several estimates is too large
+# A stage without one pair is given up after two waits for labels and so long: in any week a stream that could ever fill
+# a stage (50 examples at least) has an event, its label takes a wait at most, and as much again is for what is late.
+SILENT_MS = 7 * DAY_MS
 NEVER = -(2**63)
 
 
@@ -126,7 +129,8 @@ class RolloutWatch:
     def begin(self, other: str, stage_start: int, examples_max: int, *, since: int = NEVER) -> None:
         """A stage begins at the offset `stage_start` of its command; what was counted before is forgotten.
 
-        since: the command's time, ms; pairs of earlier events belong to the stage before and are left out.
+        since: from when on events are of this stage, ms; pairs of earlier ones belong to the stage before and are left
+        out. Without it a stage in which nothing is counted has no end.
         """
         self.end()
         self._other = other
@@ -179,7 +183,7 @@ class RolloutWatch:
             mean=interval.mean,
             lower=interval.lower,
             upper=interval.upper,
-            verdict=self._verdict(interval),
+            verdict="undecided" if self._is_silent(end) else self._verdict(interval),
         )
 
     def _count_until(self, horizon: int) -> None:
@@ -192,6 +196,11 @@ class RolloutWatch:
         due = int(np.searchsorted(event_time[order], horizon))
         self._counted.add(difference[order[:due]])
         self._waiting = self._waiting[:, order[due:]]
+
+    def _is_silent(self, end: int) -> bool:
+        """Nothing was counted for so long that nothing will be: no worker scores both, or no labels come."""
+        is_due = self._since != NEVER and end - self._since >= 2 * self._wait_ms + SILENT_MS
+        return is_due and self._counted.count == 0
 
     def _verdict(self, interval: Interval) -> Verdict:
         """better: certainly not worse than the margin, so without a margin certainly better; worse: certainly worse."""

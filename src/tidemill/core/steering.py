@@ -197,7 +197,8 @@ class Steering:
                 _staged("canary", trial, tick, compared, "canary", (_order("canary", trial.version, tick),), state),
             )
         # A canary is there to show harm: it passed the shadow as better, and need not be shown better a second time.
-        is_fit = state.verdict == "better" or (self._phase == "canary" and state.verdict == "undecided")
+        is_harmless = self._phase == "canary" and state.verdict == "undecided" and state.examples > 0
+        is_fit = state.verdict == "better" or is_harmless
         if is_fit:
             return (_staged("swap", trial, tick, compared, "promoted", (_order("swap", trial.version, tick),), state),)
         if state.verdict in ("worse", "undecided"):
@@ -347,6 +348,11 @@ def _evidence_of(state: RolloutState) -> Mapping[str, float]:
 
 
 def _in_words(version: str, state: RolloutState) -> str:
+    if state.verdict == "undecided" and not state.examples:
+        return (
+            f"{version} could not be compared: no event was scored by both models and labelled in time; do the workers"
+            " trust the trainer's key, do labels come?"
+        )
     is_passed_by_margin = state.verdict == "better" and state.lower <= 0
     verdict = "not worse than the margin allows" if is_passed_by_margin else state.verdict
     return (

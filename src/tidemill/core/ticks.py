@@ -30,7 +30,8 @@ class RolloutState:
     """How a challenger (or, after a swap, the former champion) compares with who serves, so far in this stage.
 
     mean, lower, upper: of loss(champion) - loss(other), nats: positive = the other one is better. stage_start: the
-    offset of the command that began the stage. verdict: about the other one; "undecided" = examples_max is reached.
+    offset of the command that began the stage. verdict: about the other one; "undecided" = examples_max is reached, or
+    nothing was counted (examples = 0) for so long that nothing will be.
     """
 
     other: str
