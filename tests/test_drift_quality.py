@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_drift_reference import a_reference
 
-from tidemill.core.drift.quality import FRESH_TICKS, RUN_CHANCE, Finding, QualityJudge
+from tidemill.core.drift.quality import FRESH_TICKS, RUN_CHANCE, SHORT_WEEKS_MAX, Finding, QualityJudge
 from tidemill.core.drift.reference import Reference
 from tidemill.core.loop_spec import DAY_MS, MonitorSpec
 from tidemill.core.records import FeatureBatch
@@ -202,12 +202,46 @@ def test_ticks_of_hours_are_compared_with_the_same_hour_of_the_week() -> None:
     assert found[-1] == ["volume"] and not any(found[:-1])
 
 
-def test_topic_that_falls_silent_is_found_and_one_that_was_never_regular_is_not() -> None:
+@pytest.mark.parametrize("weeks_out", [1, 6])
+def test_outage_is_told_in_each_of_its_weeks_and_is_over_with_it(weeks_out: int) -> None:
+    judge = a_judge()
+    weeks = [*[200] * 28, *[10] * 7 * weeks_out, *[200] * 14]
+    found = days_with(weeks, judge, lambda tick, count: judge.add(tick, a_batch(count)))
+    assert found == [[]] * 28 + [["volume"]] * 7 * weeks_out + [[]] * 14
+
+
+def test_volume_that_stays_small_for_a_quarter_is_usual() -> None:
+    judge = a_judge()
+    weeks = [*[200] * 28, *[80] * 7 * 26, *[30] * 7]
+    found = days_with(weeks, judge, lambda tick, count: judge.add(tick, a_batch(count)))
+    told = [tick for tick, subjects_told in enumerate(found) if subjects_told]
+    since = range(28 + 7 * 26, len(weeks))
+    assert told == [*range(28, 28 + 7 * (SHORT_WEEKS_MAX - 1)), *since]
+
+
+def test_one_swollen_day_at_the_start_makes_no_outage_of_the_usual_ones() -> None:
+    judge = a_judge()
+    weeks = [5_000, *[200] * 62]
+    assert days_with(weeks, judge, lambda tick, count: judge.add(tick, a_batch(count))) == [[]] * 63
+
+
+def freshness(ticks: Sequence[Sequence[str]]) -> list[list[str]]:
+    """What is found where records of these topics come in each tick."""
     judge, found = a_judge(), []
-    for tick in range(FRESH_TICKS + 3):
-        if tick < FRESH_TICKS:
-            judge.add_records(tick, "sales", 5)
-        if tick % 2:
-            judge.add_records(tick, "context", 1)
+    for tick, topics in enumerate(ticks):
+        for topic in topics:
+            judge.add_records(tick, topic, 5)
         found.append(subjects(judge.judge(tick)))
-    assert found == [[]] * FRESH_TICKS + [["fresh/sales"], [], []]
+    return found
+
+
+def test_topic_that_falls_silent_is_told_until_it_speaks_and_one_that_was_never_regular_is_not() -> None:
+    both = [["sales", "context"] if tick % 2 else ["sales"] for tick in range(FRESH_TICKS)]
+    silent = [["context"] if tick % 2 else [] for tick in range(30)]
+    found = freshness([*both, *silent, ["sales"], [], ["sales"]])
+    assert found == [[]] * FRESH_TICKS + [["fresh/sales"]] * 30 + [[], ["fresh/sales"], []]
+
+
+def test_topic_that_is_silent_from_the_start_is_expected_once_it_has_spoken_for_a_while() -> None:
+    spoke = [["context"]] * FRESH_TICKS
+    assert freshness([*[[]] * 20, *spoke[1:], [], *spoke, []]) == [[]] * (20 + 2 * FRESH_TICKS) + [["fresh/context"]]

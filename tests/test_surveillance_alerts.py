@@ -190,6 +190,7 @@ def test_labels_that_stop_are_seen_although_ticks_hold_no_examples() -> None:
 
     assert (tick.examples, tick.log_loss, tick.excess, tick.losses) == (0, None, None, {})
     assert {key for _, key, _ in watch.story()} == {"quality/fresh/outcomes"}
+    assert "resolved" not in {event for _, _, event in watch.story()}, "not one label has come since"
 
 
 def test_a_silent_app_goes_on_ticking() -> None:

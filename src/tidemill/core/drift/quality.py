@@ -24,7 +24,8 @@ NOISE = 3.0  # standard deviations of a share that are chance, on top of the ris
 PAST_TICKS = 90  # of a column's own past that tell what is usual; the highest of them counts
 SPAN_MARGIN = 0.5  # of the width of what training saw, on either side: a longer history has larger extremes
 WEEKS = 4  # whose same weekday is compared; two are needed
-FRESH_TICKS = 7  # a topic that spoke in each of so many is expected to speak
+SHORT_WEEKS_MAX = 13  # a volume that is too small for a quarter of a year is no outage: then it is usual
+FRESH_TICKS = 7  # a topic that spoke in each of so many is expected to speak, until it does
 VALUES_MAX = 10_000  # of a column that are remembered where there is no reference; from then on nothing is unseen
 RUN_CHANCE = 1e-9  # a run of one class that is likelier than this is luck: rare positives make long runs
 
@@ -53,7 +54,8 @@ class QualityJudge:
         self._unseen = _Shares("unseen", self._categories, "are values that are not known", ticks_min=few)
         self._seen: tuple[set[str], ...] = tuple(set() for _ in self._categories)
         self._open: dict[int, _TickCounts] = {}
-        self._events: dict[int, int] = {}  # by tick that ended
+        self._week = max(1, round(7 * DAY_MS / spec.every_ms))  # ticks
+        self._events: dict[int, deque[int | None]] = {}  # by place in the week, oldest first; None = too few
         self._records: dict[str, deque[int]] = {topic: deque(maxlen=FRESH_TICKS) for topic in topics}
         self._run_class, self._run_length = -1, 0
         self.set_reference(None)
@@ -158,12 +160,13 @@ class QualityJudge:
             yield Finding("run_of_one_class", float(length), float(self._run_limit[one_class]), text)
 
     def _volume(self, tick: int, events: int) -> Iterator[Finding]:
-        period = max(1, round(7 * DAY_MS / self._spec.every_ms))
-        earlier = [self._events[at] for back in range(1, WEEKS + 1) if (at := tick - back * period) in self._events]
-        self._events[tick] = events
-        self._events.pop(tick - WEEKS * period, None)
-        usual = median(earlier) if len(earlier) >= 2 else 0
-        if usual >= TICK_EVENTS_MIN and events < self._spec.volume * usual:
+        earlier = self._events.setdefault(tick % self._week, deque(maxlen=SHORT_WEEKS_MAX))
+        whole = [count for count in earlier if count is not None][-WEEKS:]
+        # Of two the smaller: after one swollen day of an app's first every usual one would be too small.
+        usual = median(whole) if len(whole) > 2 else min(whole) if len(whole) == 2 else 0
+        is_short = usual >= TICK_EVENTS_MIN and events < self._spec.volume * usual
+        earlier.append(None if is_short else events)  # an outage that lasts is an outage to its end
+        if is_short:
             text = f"{events} events came, {usual:.0f} are usual for this day of the week"
             yield Finding("volume", float(events), self._spec.volume * usual, text)
 
@@ -173,7 +176,8 @@ class QualityJudge:
             if not count and len(before) == FRESH_TICKS and min(before) > 0:
                 text = f"nothing came on {topic}, {median(before):.0f} records are usual"
                 yield Finding(f"fresh/{topic}", 0.0, 1.0, text)
-            before.append(count)
+            else:  # a silence that was told is no past: the topic is dead until a record comes
+                before.append(count)
 
 
 @dataclass(slots=True)
