@@ -32,7 +32,7 @@ def metrics() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {"up": set()}
     for _, kind in inspect.getmembers(telemetry, inspect.isclass):
         if kind.__module__ == telemetry.__name__:
-            for one in vars(kind()).values():
+            for one in vars(kind(["events"]) if kind is telemetry.Telemetry else kind()).values():
                 if hasattr(one, "_labelnames"):
                     for suffix in SUFFIXES[one._type]:
                         found[one._name + suffix] = set(one._labelnames)
@@ -86,6 +86,31 @@ def test_values_of_labels_are_those_that_are_told(where: str) -> None:
     for label, _, text in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', expressions()[where]):
         if label in known:
             assert set(text.split("|")) <= known[label], where
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_what_a_rule_counts_of_workers_is_there_at_zero_from_the_start(rule: dict[str, Any]) -> None:
+    """The rate of a series that is not there is nothing, so a rule that asks whether it is 0 would never fire."""
+    registry = telemetry.Telemetry(["events", "outcomes"]).registry
+    samples = [each for metric in registry.collect() for each in metric.samples]
+    counted = {metric.name + "_total" for metric in registry.collect() if metric.type == "counter"}
+    for name, selectors in re.findall(r"\b(tidemill_\w+)(?:\{([^}]*)\})?\[", rule["expr"]):
+        if name not in counted:
+            continue
+        found = [one for one in samples if one.name == name]
+        assert found and {one.value for one in found} == {0.0}, name
+        for label, values in re.findall(r'(\w+)=~?"([^"]*)"', selectors):
+            assert set(values.split("|")) <= {one.labels[label] for one in found}, f"{name}{{{label}}}"
+
+
+def test_the_rules_on_silence_ask_for_what_workers_count() -> None:
+    silent = {rule["alert"] for rule in rules() if re.search(r"rate\(.*\) == 0", rule["expr"])}
+    assert silent == {"TidemillNoRecords", "TidemillNoLabels"}
+    registry = telemetry.Telemetry(["events", "outcomes"]).registry
+    for topic in ("events", "outcomes"):
+        for outcome in Outcome:
+            counted = {"topic": topic, "outcome": outcome.name.lower()}
+            assert registry.get_sample_value("tidemill_events_total", counted) == 0
 
 
 def test_brackets_of_expressions_close() -> None:

@@ -239,7 +239,7 @@ def test_scoring_goes_on_from_the_cache_while_the_registry_is_away_for_ten_minut
             side.cache.refresh()
         assert len(rows_of(side.decode(known, known))) == 2
     assert 600 <= side.cache.age_s < 620
-    telemetry = Telemetry()
+    telemetry = Telemetry([])
     telemetry.watch_schema_registry(lambda: side.cache.age_s)
     assert b"tidemill_schema_registry_age_seconds 6" in telemetry.text()
     assert len(side.said) == 1 and "2 schemas are known and go on being read" in side.said[0]

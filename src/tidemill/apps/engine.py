@@ -72,7 +72,7 @@ class Engine:
         spec = settings.app
         self._spec = spec
         self._report = report
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(topic.name for topic in spec.topics)
         self.worker = f"tidemill.{spec.name}.worker.{slot}"
         clients = clients_of(settings)
         self._clients = clients

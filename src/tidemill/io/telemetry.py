@@ -38,9 +38,14 @@ _GATES: Mapping[StoryKind, tuple[str, str]] = {
 
 
 class Telemetry:
-    """The metrics of one worker process; its own registry, so that a process may hold several."""
+    """The metrics of one worker process; its own registry, so that a process may hold several.
 
-    def __init__(self) -> None:
+    Args:
+        topics: the app's inputs. Counts by topic and outcome are there from the start, at zero: a rate of what has no
+            series is nothing and not zero, and an alert on silence would be silent.
+    """
+
+    def __init__(self, topics: Iterable[str]) -> None:
         self.registry = CollectorRegistry()
         self._events = Counter(
             "tidemill_events_total", "Input records by outcome.", ["topic", "outcome"], registry=self.registry
@@ -74,6 +79,11 @@ class Telemetry:
         self._snapshots_failed = Gauge(
             "tidemill_snapshots_failed", "Snapshots that could not be written since the start.", registry=self.registry
         )
+        for topic in topics:
+            for outcome in Outcome:
+                self._events.labels(topic, outcome.name.lower())
+        for role in _ROLE_OF_OUTCOME.values():
+            self._labels.labels(role)
 
     def observe_cycle(
         self,
