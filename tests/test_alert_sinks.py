@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from shop import Shop, a_shop
 
-from tidemill.apps.alert_sinks import Forwarder, body_of, headers_of, sinks_group
+from tidemill.apps.alert_sinks import Forwarder, body_of, headers_of, sink_group
 from tidemill.apps.alerts import alert_output
 from tidemill.apps.topics import ensure_loop_topics
 from tidemill.config import SinkSettings, load_settings
@@ -125,6 +125,10 @@ def numbered(number: int, **changed: Any) -> Alert:
     return dataclasses.replace(ALERT, id=f"concept/blend@{number}", **changed)
 
 
+def a_webhook(receiver: Receiver, name: str = "webhook", *, path: str = "", **more: Any) -> SinkSettings:
+    return SinkSettings(kind="webhook", name=name, url=receiver.url + path, **more)
+
+
 def forwarder(shop: Shop, *sinks: SinkSettings, report: Callable[[str], None] = print, **more: Any) -> Forwarder:
     settings = dataclasses.replace(shop.settings, sinks=sinks)
     return Forwarder(settings, report=report, backoff_s=0.02, **more)
@@ -138,9 +142,9 @@ def forward(shop: Shop, *sinks: SinkSettings, report: Callable[[str], None] = pr
     return dict(made.counts)
 
 
-def position(shop: Shop, number: int) -> int | None:
+def position(shop: Shop, name: str) -> int | None:
     at = Partition(alerts_topic(shop.settings.app.name), 0)
-    return kafka.committed_offsets(shop.clients, sinks_group(shop.settings.app, number), [at])[at][0]
+    return kafka.committed_offsets(shop.clients, sink_group(shop.settings.app, name), [at])[at][0]
 
 
 @pytest.mark.parametrize("kind", ["webhook", "slack", "alertmanager"])
@@ -150,7 +154,7 @@ def test_payloads_are_the_golden_ones(kind: Any) -> None:
         "acknowledged": dataclasses.replace(ALERT, event="acknowledged", time=1380672000000, by="Zoë <zoe>"),
         "resolved": dataclasses.replace(ALERT, event="resolved", time=1382400000000, culprits=(), evidence={}),
     }
-    sink = SinkSettings(kind=kind, url="http://nowhere", headers={"Authorization": "Bearer 1"})
+    sink = SinkSettings(kind=kind, name="one", url="http://nowhere", headers={"Authorization": "Bearer 1"})
     sent = {
         event: {"headers": headers_of(app(), sink, alert), "body": body_of(app(), sink, alert)}
         for event, alert in events.items()
@@ -160,7 +164,7 @@ def test_payloads_are_the_golden_ones(kind: Any) -> None:
 
 
 def test_slack_text_cannot_mention_anybody() -> None:
-    sink = SinkSettings(kind="slack", url="http://nowhere")
+    sink = SinkSettings(kind="slack", name="slack", url="http://nowhere")
     shout = dataclasses.replace(ALERT, summary="<!channel> & <@U1>", action="<!here>", culprits=("<x>",), by="<!here>")
     text = json.dumps(body_of(app(), sink, shout))
     assert "<" not in text and ">" not in text and "&lt;!channel&gt; &amp; &lt;@U1&gt;" in text
@@ -172,7 +176,7 @@ def test_nothing_is_lost_while_a_sink_is_down_and_other_sinks_are_not_held_up(sh
     receiver.answers = [(503, {})] * 4 + [(200, {}), (429, {"Retry-After": "0"}), (500, {})]
     publish(shop, *map(numbered, range(5)))
     said: list[str] = []
-    sinks = SinkSettings(kind="webhook", url=receiver.url + "/a"), SinkSettings(kind="slack", url=other.url + "/secret")
+    sinks = a_webhook(receiver, path="/a"), SinkSettings(kind="slack", name="slack", url=other.url + "/secret")
     telemetry = SinkTelemetry()
     made = forwarder(shop, *sinks, report=said.append, telemetry=telemetry)
     while len(other.taken) < 5:
@@ -188,7 +192,7 @@ def test_nothing_is_lost_while_a_sink_is_down_and_other_sinks_are_not_held_up(sh
     assert any("answered 503" in line and "next try in" in line for line in said)
     assert any("takes alerts again" in line for line in said)
     assert not any("secret" in line for line in said)
-    counted = {"sink": "0", "kind": "webhook", "outcome": "failed"}
+    counted = {"sink": "webhook", "kind": "webhook", "outcome": "failed"}
     assert telemetry.registry.get_sample_value("tidemill_sink_alerts_total", counted) == 6
 
 
@@ -196,7 +200,7 @@ def test_nothing_is_lost_while_a_sink_is_down_and_other_sinks_are_not_held_up(sh
 def test_a_forwarder_that_ends_while_a_sink_is_down_goes_on_where_it_was(shop: Shop, receiver: Receiver) -> None:
     publish(shop, *map(numbered, range(3)))
     receiver.answers = [(200, {}), *[(503, {})] * 50]
-    sink = SinkSettings(kind="webhook", url=receiver.url)
+    sink = a_webhook(receiver)
     made = forwarder(shop, sink, report=lambda line: None)
     while receiver.asked < 3:
         made.step()
@@ -213,7 +217,7 @@ def test_a_refused_alert_is_reported_whole_and_does_not_stop_the_next(shop: Shop
     publish(shop, numbered(1), numbered(2), numbered(3))
     receiver.answers = [(400, {}), (302, {"Location": receiver.url})]
     said: list[str] = []
-    sink = SinkSettings(kind="webhook", url=receiver.url)
+    sink = a_webhook(receiver)
     assert forward(shop, sink, report=said.append) == {"refused": 2, "taken": 1}
     assert [one.body["id"] for one in receiver.taken] == ["concept/blend@3"]
     assert "TM-3041" in said[0] and "answered 400 'said so'" in said[0]
@@ -223,19 +227,34 @@ def test_a_refused_alert_is_reported_whole_and_does_not_stop_the_next(shop: Shop
 @pytest.mark.servers
 def test_records_below_the_severity_are_passed_over_for_good(shop: Shop, receiver: Receiver) -> None:
     publish(shop, numbered(1, severity="info"), numbered(2), numbered(3, severity="ticket"))
-    sink = SinkSettings(kind="webhook", url=receiver.url, min_severity="ticket")
+    sink = a_webhook(receiver, min_severity="ticket")
     assert forward(shop, sink) == {"passed over": 1, "taken": 2}
     assert [one.body["id"] for one in receiver.taken] == ["concept/blend@2", "concept/blend@3"]
-    last = position(shop, 0)
+    last = position(shop, "webhook")
     publish(shop, numbered(4, severity="info"))
     assert forward(shop, sink) == {"passed over": 1}
-    assert last is not None and (position(shop, 0) or 0) > last
+    assert last is not None and (position(shop, "webhook") or 0) > last
+
+
+@pytest.mark.servers
+def test_sinks_keep_their_places_in_the_topic_wherever_they_stand_in_the_list(shop: Shop, receiver: Receiver) -> None:
+    old, new = a_webhook(receiver, "old", path="/old"), a_webhook(receiver, "new", path="/new")
+    publish(shop, numbered(1), numbered(2))
+    assert forward(shop, old) == {"taken": 2}
+    assert forward(shop, new, old) == {"taken": 2}, "a new name begins with the oldest alert"
+    assert [(one.path, one.body["id"][-1]) for one in receiver.taken] == [
+        ("/old", "1"), ("/old", "2"), ("/new", "1"), ("/new", "2")
+    ]  # fmt: skip
+    moved = dataclasses.replace(old, url=receiver.url + "/moved")
+    publish(shop, numbered(3))
+    assert forward(shop, moved, new) == {"taken": 2}
+    assert {(one.path, one.body["id"][-1]) for one in receiver.taken[4:]} == {("/moved", "3"), ("/new", "3")}
 
 
 @pytest.mark.servers
 def test_alertmanager_gets_lists_at_its_own_path(shop: Shop, receiver: Receiver) -> None:
     publish(shop, ALERT, dataclasses.replace(ALERT, event="resolved", time=1382400000000))
-    assert forward(shop, SinkSettings(kind="alertmanager", url=receiver.url + "/")) == {"taken": 2}
+    assert forward(shop, SinkSettings(kind="alertmanager", name="one", url=receiver.url + "/")) == {"taken": 2}
     assert [one.path for one in receiver.taken] == ["/api/v2/alerts"] * 2
     opened, resolved = (one.body[0] for one in receiver.taken)
     assert opened["labels"] == resolved["labels"]
@@ -279,15 +298,33 @@ def test_sinks_are_declared_in_yaml_with_secrets_from_the_environment(
         "  - {kind: webhook, url: 'http://a.example', headers: {Authorization: 'Bearer ${HOOK}'}}\n",
     )
     slack, webhook = settings.sinks
+    assert (slack.name, webhook.name) == ("slack", "webhook")
     assert (slack.kind, slack.url, slack.min_severity) == ("slack", "https://hooks.example/T1/secret", "page")
     assert webhook.headers == {"Authorization": "Bearer https://hooks.example/T1/secret"}
     assert webhook.min_severity == "info"
     assert "secret" not in repr(settings)
 
 
+def test_two_sinks_of_one_kind_and_url_are_told_apart_by_name(tmp_path: Path) -> None:
+    line = "  - {{kind: webhook, {}url: 'http://a', min_severity: page}}\n"
+    text = "sinks:\n" + line.format("") + line.format("name: on_call, ")
+    assert [sink.name for sink in declared(tmp_path, text).sinks] == ["webhook", "on_call"]
+
+
+@pytest.mark.parametrize(
+    "second", ["{kind: webhook, url: 'http://b'}", "{kind: slack, name: webhook, url: 'http://b'}"]
+)
+def test_two_sinks_of_one_name_are_refused(tmp_path: Path, second: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"TM-1003 .*sinks.1 is named webhook, and so is sinks.0; give each .* `name`"
+    ):
+        declared(tmp_path, f"sinks:\n  - {{kind: webhook, url: 'http://a'}}\n  - {second}\n")
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
+        ("{kind: slack, name: On Call, url: 'http://a'}", "TM-1003 .*sinks.0.name"),
         ("{kind: pager, url: 'http://a'}", "TM-1003 .*sinks.0.kind"),
         ("{kind: slack, url: 'a.example'}", "TM-1003 .*must begin with http"),
         ("{kind: slack, url: 'http://a', severity: page}", "TM-1002 .*sinks.0.severity.*min_severity"),

@@ -154,7 +154,7 @@ def settings_with_canary(tmp_path: Path) -> Settings:
         redis_url=f"rediss://user:{CANARY}@127.0.0.1:1/0",
         object_store=f"s3://key:{CANARY}@bucket",
         schema_registry=SchemaRegistrySettings(url="https://registry", basic_auth=f"user:{CANARY}"),
-        sinks=(SinkSettings(kind="slack", url=f"https://x/{CANARY}", headers={"Authorization": CANARY}),),
+        sinks=(SinkSettings(kind="slack", name="slack", url=f"https://x/{CANARY}", headers={"Authorization": CANARY}),),
     )
 
 

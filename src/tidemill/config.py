@@ -73,9 +73,14 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkSettings:
-    """Where `tidemill alerts forward` sends alerts of this severity and above."""
+    """Where `tidemill alerts forward` sends alerts of this severity and above.
+
+    name: one sink's among those of the app; its position is kept under it, wherever it stands in the list and
+    whatever its URL is by now.
+    """
 
     kind: Literal["webhook", "slack", "alertmanager"]
+    name: str
     url: str = field(repr=False)  # Slack's are secrets
     headers: dict[str, str] = field(default_factory=dict, repr=False)  # of every request; may hold secrets
     min_severity: Severity = "info"
@@ -152,7 +157,7 @@ def load_settings(path: Path | str, **overrides: Any) -> Settings:
         data_folder=Path(folder),
         object_store=given.get("object_store") or os.environ.get("TIDEMILL_OBJECT_STORE") or object_store,
         trusted_keys=file.trusted_keys,
-        sinks=tuple(_build_sink(source, index, sink) for index, sink in enumerate(file.sinks)),
+        sinks=_build_sinks(source, file.sinks),
         schema_registry=None if file.schema_registry is None else _build_registry(source, file.schema_registry),
         worker=WorkerSettings(**worker),
     )
@@ -267,12 +272,22 @@ def _expand(source: _Source, location: Location, text: str) -> str:
     return re.sub(r"\$\{(\w+)\}", value_of, text)
 
 
+def _build_sinks(source: _Source, sinks: tuple[SinkModel, ...]) -> tuple[SinkSettings, ...]:
+    names = [sink.name or sink.kind for sink in sinks]
+    for index, name in enumerate(names):
+        if (first := names.index(name)) < index:
+            text = f"sinks.{index} is named {name}, and so is sinks.{first}; give each sink a `name` of its own"
+            source.fail("TM-1003", ("sinks", index), f"{text} (without one it is its kind)")
+    return tuple(_build_sink(source, index, sink) for index, sink in enumerate(sinks))
+
+
 def _build_sink(source: _Source, index: int, sink: SinkModel) -> SinkSettings:
     url = _expand(source, ("sinks", index, "url"), sink.url)
     if not re.match(r"https?://[^/]", url):
         source.fail("TM-1003", ("sinks", index, "url"), f"sinks.{index}.url must begin with http:// or https://")
     headers = {name: _expand(source, ("sinks", index, "headers", name), value) for name, value in sink.headers.items()}
-    return SinkSettings(kind=sink.kind, url=url, headers=headers, min_severity=sink.min_severity)
+    name = sink.name or sink.kind
+    return SinkSettings(kind=sink.kind, name=name, url=url, headers=headers, min_severity=sink.min_severity)
 
 
 def _build_registry(source: _Source, registry: SchemaRegistryModel) -> SchemaRegistrySettings:

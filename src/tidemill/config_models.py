@@ -301,6 +301,7 @@ class RetrainModel(Closed):
 
 class SinkModel(Closed):
     kind: Literal["webhook", "slack", "alertmanager"]
+    name: Name | None = None
     url: str
     headers: dict[str, str] = {}
     min_severity: Severity = "info"

@@ -1,7 +1,7 @@
 """Alerts to where people look: a webhook, Slack, Alertmanager.
 
 In: the alarm topic, the app's `sinks:`. Out: one POST per record and sink. Invariant: a sink's position, in the group
-`tidemill.<app>.sinks.<number>`, moves past a record only once the sink has taken it or refused it for good, so none is
+`tidemill.<app>.sinks.<name>`, moves past a record only once the sink has taken it or refused it for good, so none is
 lost while a sink is down; one may come twice. A sink that is down holds up no other.
 """
 
@@ -43,14 +43,13 @@ RANKS: Mapping[Severity, int] = {"info": 0, "ticket": 1, "page": 2}
 OPEN_UNTIL = "9999-12-31T23:59:59Z"
 
 
-def sinks_group(app: AppSpec, number: int) -> str:
-    """Whose offsets are the positions of the sink with this place in `sinks:`."""
-    return f"tidemill.{app.name}.sinks.{number}"
+def sink_group(app: AppSpec, name: str) -> str:
+    """Whose offset is the position of the sink with this name: it may move in `sinks:` and change its address."""
+    return f"tidemill.{app.name}.sinks.{name}"
 
 
 @dataclass(slots=True)
 class _Sink:
-    number: int
     settings: SinkSettings
     reader: LogReader
     pending: deque[tuple[int, Alert]] = field(default_factory=deque)  # (offset, record), oldest first
@@ -60,13 +59,13 @@ class _Sink:
 
     @property
     def name(self) -> str:
-        return f"sink {self.number} ({self.settings.kind})"
+        return f"sink {self.settings.name}"
 
 
 class Forwarder:
     """Follows the alarm topic for all sinks. One thread owns it; `close` it.
 
-    A sink that is seen for the first time begins at the start of the topic.
+    A sink whose name is seen for the first time begins at the start of the topic.
     """
 
     def __init__(
@@ -85,7 +84,7 @@ class Forwarder:
         self.counts: Counter[str] = Counter()  # by outcome: taken, refused, passed over, failed
         ensure_loop_topics(settings)
         self._clients = clients_of(settings)
-        self._sinks = [self._opened(number, sink) for number, sink in enumerate(settings.sinks)]
+        self._sinks = [self._opened(sink) for sink in settings.sinks]
 
     def run(self, *, is_until_end: bool, is_stopped: Callable[[], bool]) -> None:
         """Forward what is there, and go on until told to stop, or until every sink has all that was there at first.
@@ -118,13 +117,13 @@ class Forwarder:
         for sink in self._sinks:
             sink.reader.close()
 
-    def _opened(self, number: int, settings: SinkSettings) -> _Sink:
+    def _opened(self, settings: SinkSettings) -> _Sink:
         reader = LogReader(self._clients, *self._at)
-        group = sinks_group(self._app, number)
+        group = sink_group(self._app, settings.name)
         offset, _ = kafka.committed_offsets(self._clients, group, [self._at])[self._at]
         position = reader.first_offset() if offset is None else offset
         reader.seek(position)
-        return _Sink(number, settings, reader, committed=position)
+        return _Sink(settings, reader, committed=position)
 
     def _read(self, sink: _Sink) -> None:
         messages = sink.reader.read(until_offset=None, timeout_s=0.0, max_records=READ_RECORDS_MAX)
@@ -162,7 +161,8 @@ class Forwarder:
         sink.failures = 0
         self._count(sink, outcome)
         if outcome != "passed over" or not sink.pending:
-            kafka.set_committed_offsets(self._clients, sinks_group(self._app, sink.number), {self._at: offset + 1}, "")
+            group = sink_group(self._app, sink.settings.name)
+            kafka.set_committed_offsets(self._clients, group, {self._at: offset + 1}, "")
             sink.committed = offset + 1
 
     def _wait(self, sink: _Sink, trouble: str, retry_after_s: float | None) -> None:
@@ -176,7 +176,8 @@ class Forwarder:
     def _count(self, sink: _Sink, outcome: str) -> None:
         self.counts[outcome] += 1
         if self._telemetry is not None:
-            self._telemetry.count(sink=str(sink.number), kind=sink.settings.kind, outcome=outcome.replace(" ", "_"))
+            told = outcome.replace(" ", "_")
+            self._telemetry.count(sink=sink.settings.name, kind=sink.settings.kind, outcome=told)
 
 
 def run_forwarder(

@@ -179,6 +179,8 @@ ROLLOUT: Mapping[str, str] = {
 }
 SINK: Mapping[str, str] = {
     "kind": "The form of the request.",
+    "name": "Under it Kafka keeps how far the sink is: two of one kind need one each, a new name begins with the oldest"
+    " alert. Without one it is the kind.",
     "url": "Where it goes. `${NAME}` is read from the environment.",
     "headers": "Of every request. `${NAME}` is read from the environment.",
     "min_severity": "Alerts below it are not sent.",
