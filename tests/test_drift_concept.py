@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidemill.core.drift.concept import BETS, ConceptDetector, ConceptState, played, scale_of
+from tidemill.core.drift.concept import BETS, ERRORS_MIN, ConceptDetector, ConceptState, played, scale_of
 from tidemill.core.loop_spec import MonitorSpec
 
 SPEC = MonitorSpec()
@@ -24,9 +24,16 @@ def noise(seed: int, count: int, correlation: float = 0.0) -> np.ndarray:
     return SPREAD * blocks
 
 
+def judged(detector: ConceptDetector, block: float) -> ConceptState:
+    """A tick that is a block: one label that stands for as many errors as a block needs."""
+    state = detector.add(float(block), 1, ERRORS_MIN)
+    assert state is not None
+    return state
+
+
 def told(blocks: np.ndarray, spec: MonitorSpec = SPEC) -> list[ConceptState]:
     detector = ConceptDetector(spec)
-    return [detector.add(block) for block in blocks.tolist()]
+    return [judged(detector, block) for block in blocks.tolist()]
 
 
 def alarms(blocks: np.ndarray, spec: MonitorSpec = SPEC) -> list[int]:
@@ -145,9 +152,12 @@ def test_streams_side_by_side_are_judged_as_each_alone(streams: list[list[float]
 
 @pytest.mark.parametrize("excess", [float("nan"), float("inf"), -float("inf")])
 def test_block_without_a_number_changes_nothing(excess: float) -> None:
-    blocks = noise(7, 80)
-    holes = np.insert(blocks, [5, 40, 60], excess)
-    assert [state.e_value for state in told(holes)][-1] == told(blocks)[-1].e_value
+    blocks, detector = noise(7, 80), ConceptDetector(SPEC)
+    for at, block in enumerate(blocks.tolist()):
+        state = judged(detector, block)
+        if at in (5, 40, 60):
+            assert detector.add(excess, 1, ERRORS_MIN) is None
+    assert state == told(blocks)[-1]
 
 
 def test_reference_of_one_block_and_of_equal_blocks_is_enough() -> None:
@@ -160,16 +170,93 @@ def test_reference_of_one_block_and_of_equal_blocks_is_enough() -> None:
 def test_a_change_of_model_does_not_blind_the_detector() -> None:
     detector = ConceptDetector(SPEC)
     for block in noise(3, SPEC.reference_ticks):
-        detector.add(float(block))
+        judged(detector, block)
     detector.restart()
-    fired = [detector.add(0.6).is_firing for _ in range(4)]
+    fired = [judged(detector, 0.6).is_firing for _ in range(4)]
     assert any(fired), "the scale of before serves until the new model has one of its own"
 
 
 def test_what_made_it_fire_does_not_become_the_measure() -> None:
     detector = ConceptDetector(SPEC)
     for block in noise(4, SPEC.reference_ticks):
-        detector.add(float(block))
+        judged(detector, block)
     detector.restart()
-    fired = sum(detector.add(0.6).is_firing for _ in range(3 * SPEC.reference_ticks))
+    fired = sum(judged(detector, 0.6).is_firing for _ in range(3 * SPEC.reference_ticks))
     assert fired > SPEC.reference_ticks // 2, "months of the same fault are a fault to the end"
+
+
+# Ticks with few labels --------------------------------------------------------------------------------------------
+
+TICKS, STREAMS = 400, 24
+DAY = np.arange(TICKS)
+UNEVEN = {
+    "few": np.full(TICKS, 5),
+    "many and then few": np.where(DAY < 28, 500, 5),
+    "few on weekends": np.where(DAY % 7 < 5, 2_000, 3),
+    "half as many as in the reference": np.where(DAY < 28, 1_000, 500),
+    "a quarter of the reference": np.where(DAY < 28, 1_000, 250),
+    "a hundred": np.full(TICKS, 100),
+}
+
+
+def labelled(source: np.random.Generator, counts: np.ndarray, *, said: float, truth: float) -> list[tuple]:
+    """Of each tick what the detector gets, where everybody has the probability `said` and is positive with `truth`."""
+    positives = source.binomial(counts, truth)
+    negatives = counts - positives
+    entropy = -said * np.log(said) - (1 - said) * np.log(1 - said)
+    excess = -positives * np.log(said) - negatives * np.log(1 - said) - counts * entropy
+    squared = positives * (1 - said) ** 2 + negatives * said**2
+    return list(zip(excess.tolist(), counts.tolist(), squared.tolist(), strict=True))
+
+
+def firings(ticks: list[tuple]) -> list[int]:
+    detector = ConceptDetector(SPEC)
+    states = [detector.add(*tick) for tick in ticks]
+    return [at for at, state in enumerate(states) if state is not None and state.is_firing]
+
+
+@pytest.mark.parametrize("share", [0.002, 0.02, 0.2])
+@pytest.mark.parametrize("counts", UNEVEN.values(), ids=UNEVEN)
+def test_uneven_days_and_rare_positives_cost_no_more_false_alarms_than_the_setting(
+    counts: np.ndarray, share: float
+) -> None:
+    source = np.random.Generator(np.random.PCG64(1))
+    count = sum(len(firings(labelled(source, counts, said=share, truth=share))) for _ in range(STREAMS))
+    assert count <= STREAMS * (TICKS - SPEC.reference_ticks) / SPEC.average_run_length
+
+
+def test_ticks_too_small_for_a_block_are_judged_as_one() -> None:
+    whole, cut = ConceptDetector(SPEC), ConceptDetector(SPEC)
+    for block in (8 * noise(1, 60)).tolist():
+        first = [cut.add(block / 4, 25, ERRORS_MIN / 4) for _ in range(3)]
+        last = cut.add(block / 4, 25, ERRORS_MIN / 4)
+        assert first == [None] * 3 and last is not None and last.ticks == 4
+        assert last._replace(ticks=1) == whole.add(block, 100, ERRORS_MIN)
+
+
+def test_block_has_half_of_the_labels_of_the_reference() -> None:
+    detector = ConceptDetector(SPEC)
+    for block in noise(2, SPEC.reference_ticks).tolist():
+        assert detector.add(100 * block, 100, 10.0) is not None
+    assert [detector.add(0.0, count, 10.0) is None for count in (50, 49, 1, 20, 29, 1)] == [
+        False, True, False, True, True, False
+    ]  # fmt: skip
+
+
+def test_a_change_of_model_forgets_the_labels_that_wait() -> None:
+    detector = ConceptDetector(SPEC)
+    assert detector.add(9.0, 100, ERRORS_MIN / 2) is None
+    detector.restart()
+    assert detector.add(0.1, 100, ERRORS_MIN / 2) is None
+    state = detector.add(0.1, 100, ERRORS_MIN / 2)
+    assert state is not None and state.excess == 0.2 / 200
+
+
+@pytest.mark.parametrize("count", [10, 40, 300])
+@pytest.mark.parametrize(("said", "truth"), [(0.2, 0.8), (1e-6, 0.2)], ids=["inverted", "wrongly certain"])
+def test_small_ticks_still_show_what_is_wrong(count: int, said: float, truth: float) -> None:
+    source = np.random.Generator(np.random.PCG64(2))
+    right = labelled(source, np.full(300, count), said=0.2, truth=0.2)
+    wrong = labelled(source, np.full(20, count), said=said, truth=truth)
+    found = firings([*right, *wrong])
+    assert found and 300 <= found[0] <= 306

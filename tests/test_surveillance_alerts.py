@@ -82,6 +82,17 @@ def test_inverted_labels_make_one_concept_alert_with_the_worst_slices_and_one_re
     assert opened.evidence["excess"] > 0.1
 
 
+def test_ticks_with_few_labels_are_judged_together() -> None:
+    watch = Watch()
+    before = watch.days(14)[-1]
+    few = watch.days(24, events=ROWS // 16, truth=inverted_in(*SHOPS))  # half of the usual labels in nine ticks
+
+    assert {tick.e_value for tick in few[:8]} == {before.e_value} and few[8].e_value > before.e_value
+    opened = next(a for tick in few for a in tick.alerts if a.event == "opened" and a.kind == "concept")
+    assert "in the last 9 ticks" in opened.summary and opened.evidence["excess"] > 0.3
+    assert all(tick.excess is not None for tick in few)
+
+
 def test_a_concept_alert_is_resolved_although_examples_have_stopped() -> None:
     watch = Watch()
     watch.days(14)

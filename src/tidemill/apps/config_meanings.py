@@ -133,7 +133,8 @@ COMPARATOR: Mapping[str, str] = {
 MONITOR: Mapping[str, str] = {
     "every": "A tick: the slice of event time at whose end everything is judged.",
     "window": "The last ticks that the tests on features, predictions and labels look at.",
-    "reference_ticks": "Ticks judged as normal after a start or a change of model, before concept drift is judged.",
+    "reference_ticks": "Ticks taken as normal after a start, before concept drift is judged; a new model is judged by"
+    " the old measure until it has as many of its own. Of ticks with few labels several count as one.",
     "average_run_length": "Ticks between two false alarms of a detector, at least.",
     "psi": "A smaller shift (population stability index) is no alert, however certain it is.",
     "missing": "Rise of the share of missing values, of values out of range, of unseen categories that is an alert.",

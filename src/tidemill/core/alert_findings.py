@@ -77,7 +77,7 @@ def of_shifts(shifts: Sequence[Shift], spec: MonitorSpec, scope: Scope) -> Itera
             yield _of_window(scope, "label", "share", summary, evidence)
 
 
-def of_concept(state: ConceptState, excess: float, window: LossWindow, scope: Scope) -> Iterator[Firing]:
+def of_concept(state: ConceptState, window: LossWindow, scope: Scope) -> Iterator[Firing]:
     """concept/blend, of the tick whose block fired; the slices are those of the window."""
     if not state.is_firing:
         return
@@ -85,13 +85,14 @@ def of_concept(state: ConceptState, excess: float, window: LossWindow, scope: Sc
     evidence = {
         "e_value": state.e_value,
         "threshold": state.threshold,
-        "excess": excess,
+        "excess": state.excess,
         "excess_window": window.mean_excess or 0.0,
         "n": float(window.examples),
         **{f"excess/{name}": value for name, value in slices},
     }
+    ticks = "tick" if state.ticks == 1 else f"{state.ticks} ticks"
     summary = (
-        f"The log loss of the blend was {excess:+.4f} nats off what its probabilities expect in the last tick"
+        f"The log loss of the blend was {state.excess:+.4f} nats off what its probabilities expect in the last {ticks}"
         f" (e-value {state.e_value:.3g}, threshold {state.threshold:.3g})."
     )
     yield _of_window(scope, "concept", "blend", summary, evidence, tuple(name for name, _ in slices))

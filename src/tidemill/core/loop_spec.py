@@ -21,7 +21,9 @@ class MonitorSpec:
 
     every_ms: int = DAY_MS
     window_ms: int = 7 * DAY_MS  # of the tests on features, predictions and labels: the last ticks
-    reference_ticks: int = 28  # judged as normal after a start or a change of model, before concept drift is judged
+    # Taken as normal after a start, before concept drift is judged, and then for a new model, judged by the old measure
+    # meanwhile. Of ticks with few labels several count as one.
+    reference_ticks: int = 28
     # Ticks between two false alarms of a detector, at least. A test is made at each tick, so one in as many may err.
     average_run_length: int = 365
     psi: float = 0.25  # a smaller shift is no alert, however certain it is

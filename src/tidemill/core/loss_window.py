@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tidemill.core.metrics import LOSS_UNIT, PROBABILITY_MIN, loss_units
+from tidemill.core.metrics import LOSS_UNIT, PROBABILITY_MIN, loss_units, squared_units
 from tidemill.core.records import ExampleColumns, Float64s, Int64s
 
 SERIES = ("blend", "learner", "booster", "base_rate")
@@ -29,16 +29,32 @@ def expected_loss_units(probability: Float64s) -> Int64s:
     return np.rint(expected / LOSS_UNIT).astype(np.int64)
 
 
+class TickLosses(NamedTuple):
+    """Of the measured examples of a tick. log_loss: the blend's mean, None without examples. excess_sum: over what the
+    blend itself expects, nats; squared_error: of the blend, summed."""
+
+    examples: int
+    log_loss: float | None
+    excess_sum: float
+    squared_error: float
+
+    @property
+    def excess(self) -> float | None:
+        """The mean; None without examples."""
+        return self.excess_sum / self.examples if self.examples else None
+
+
 class _Cells:
     """The sums of one tick, or of a whole window. Rows of `by_series`: examples, losses, the blend's losses on them."""
 
     def __init__(self, columns: int) -> None:
-        self.excess = 0
+        self.excess = self.squared = 0
         self.by_series = np.zeros((3, len(SERIES)), dtype=np.int64)
         self.by_value = np.zeros((2, columns, VALUES_MAX + 1), dtype=np.int64)  # examples, excess
 
     def add(self, other: _Cells) -> None:
         self.excess += other.excess
+        self.squared += other.squared
         self.by_series += other.by_series
         self.by_value += other.by_value
 
@@ -72,6 +88,7 @@ class LossWindow:
         excess = blend_units - expected_loss_units(measured.blend)
         cells = self._open
         cells.excess += int(excess.sum())
+        cells.squared += int(squared_units(measured.blend, is_positive).sum())
         for index, name in enumerate(SERIES):
             said = getattr(measured, name)
             known = ~np.isnan(said)
@@ -83,14 +100,14 @@ class LossWindow:
             np.add.at(cells.by_value[0, column], codes, 1)
             np.add.at(cells.by_value[1, column], codes, excess)
 
-    def close_tick(self) -> tuple[int, float | None, float | None]:
-        """Of the tick: measured examples, the blend's log loss, its mean excess over what the blend expects."""
+    def close_tick(self) -> TickLosses:
+        """The open tick is over; another one begins."""
         tick, self._open = self._open, _Cells(len(self._names))
         self._closed.append(tick)
         self._window = _Cells(len(self._names))
         for cells in self._closed:
             self._window.add(cells)
-        return tick.examples, tick.log_loss, tick.mean_excess
+        return TickLosses(tick.examples, tick.log_loss, tick.excess * LOSS_UNIT, tick.squared * LOSS_UNIT)
 
     @property
     def is_judged(self) -> bool:

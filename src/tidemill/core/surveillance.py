@@ -299,7 +299,7 @@ class Surveillance:
         return self._alarms_before + np.array([shown.adwin, shown.page_hinkley], dtype=np.int64)
 
     def _close(self, end: int) -> Tick:
-        examples, log_loss, excess = self._losses.close_tick()
+        losses = self._losses.close_tick()
         guard = self._guard.close_tick()
         if self._roles.is_frozen:  # by a person, for the trainer thaws what it froze: whoever froze it decides
             guard = GuardVerdict(False, -1)
@@ -307,13 +307,14 @@ class Surveillance:
         state = self._state._replace(is_firing=False)
         if not self._is_new_champion:
             shifts = () if self._shifts is None else self._shifts.judge(self._tick)
-            if excess is not None:
-                self._state = state = self._concept.add(excess)
-        if log_loss is not None and self._baselines is not None:
-            self._baselines.add(log_loss)
+            judged = self._concept.add(losses.excess_sum, losses.examples, losses.squared_error)
+            if judged is not None:
+                self._state = state = judged
+        if losses.log_loss is not None and self._baselines is not None:
+            self._baselines.add(losses.log_loss)
         findings = self._quality.judge(self._tick)
         scope = self._scope(end)
-        alerts = self._tell(end, scope, self._firings(shifts, state, excess or 0.0, findings, scope))
+        alerts = self._tell(end, scope, self._firings(shifts, state, findings, scope))
         adwin, page_hinkley = self._alarms.tolist()
         return Tick(
             time=end,
@@ -321,10 +322,10 @@ class Surveillance:
             champion=self._roles.champion,
             challenger=self._roles.challenger,
             events=self._events,
-            examples=examples,
+            examples=losses.examples,
             examples_total=self._examples_total,
-            log_loss=log_loss,
-            excess=excess,
+            log_loss=losses.log_loss,
+            excess=losses.excess,
             e_value=state.e_value,
             threshold=state.threshold,
             adwin=adwin,
@@ -342,14 +343,13 @@ class Surveillance:
         self,
         shifts: Sequence[Shift],
         state: ConceptState,
-        excess: float,
         findings: Iterable[Finding],
         scope: Scope,
     ) -> tuple[Firing, ...]:
         operations = Operations(self._records, self._dead_letters, self._events, self._degraded, self._has_booster)
         return (
             *of_shifts(shifts, self._spec, scope),
-            *of_concept(state, excess, self._losses, scope),
+            *of_concept(state, self._losses, scope),
             *of_quality(findings, scope),
             *of_performance(self._losses, scope),
             *of_operations(operations, scope),
