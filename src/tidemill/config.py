@@ -73,14 +73,10 @@ class WorkerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkSettings:
-    """Where `tidemill alerts forward` sends alerts of this severity and above.
-
-    name: one sink's among those of the app; its position is kept under it, wherever it stands in the list and
-    whatever its URL is by now.
-    """
+    """Where `tidemill alerts forward` sends alerts of this severity and above."""
 
     kind: Literal["webhook", "slack", "alertmanager"]
-    name: str
+    name: str  # its position is kept under it, wherever it stands in the list and whatever its URL is by now
     url: str = field(repr=False)  # Slack's are secrets
     headers: dict[str, str] = field(default_factory=dict, repr=False)  # of every request; may hold secrets
     min_severity: Severity = "info"
