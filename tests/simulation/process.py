@@ -278,7 +278,7 @@ class Workshop:
                 "config_digest": lambda spec: "",
                 "declared_features": lambda spec: "",
                 "make_models": models,
-                "Telemetry": Deaf,
+                "Telemetry": lambda topics: Deaf(),
                 "LogReader": SimulatedReader,
                 "Bisecting": lambda settings, *, report: Deaf(),
                 "died_before": lambda file: False,
