@@ -46,6 +46,7 @@ from tidemill.io.signing import format_signature, load_or_create_key
 
 UNTIL = date(2013, 1, 4)  # some 8,000 records
 BATCH_RECORDS = 150  # so that a run has some fifty batches to break in
+STORE_BUDGET_S = 15.0  # of a store that is back, a little behind: committed progress again
 REPAIRED = ("rolling the store forward", "rebuilding it from the log")
 
 
@@ -84,6 +85,8 @@ def store_back_at_an_older_cut(stage: Stage, seed: int) -> RowResult:
         codes = finish(stream, workers)
         found = judge(stream, workers, codes, undisturbed=digest, until=UNTIL)
         expect_a_word(found, workers)
+        late = stage.late("progress", max(times), STORE_BUDGET_S)
+        found.expect(not late, late)
     return result_of(found, injected=len(times), recovered_s=max(times), note=f"{len(workers)} workers")
 
 
@@ -148,6 +151,8 @@ def stale_replica_promoted(stage: Stage, seed: int) -> RowResult:
             codes = finish(stream, workers)
             found = judge(stream, workers, codes, undisturbed=digest, until=UNTIL)
             expect_a_word(found, workers)
+            late = stage.late("progress", recovered, STORE_BUDGET_S)
+            found.expect(not late, late)
         note = f"{before - after} records behind"
     return result_of(found, injected=1, recovered_s=recovered, note=note)
 

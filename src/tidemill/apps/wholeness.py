@@ -20,7 +20,7 @@ from tidemill.errors import FencedError, UnavailableError
 WhenBehind = Literal["stop", "degraded"]
 LOOK_EVERY_S = 0.05  # one small script
 TELL_EVERY_S = 10.0
-REBUILT_WITHIN_S = 300.0  # without progress; who rebuilds reads snapshots and whole logs before the first record
+REBUILT_WITHIN_S = 600.0  # without progress; who rebuilds reads snapshots and whole logs before the first record
 
 
 class Wholeness:
