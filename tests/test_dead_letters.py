@@ -7,13 +7,13 @@ import json
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
 
 import fastavro
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from shop import SHOP, Shop, a_shop
+from stored_letters import StoredLetter
 
 from tidemill.apps import roll_forward
 from tidemill.apps.cli import run
@@ -51,34 +51,6 @@ ORDERS = Partition("shop.orders", 1)
 ORDER = next(topic for topic in load_app(SHOP).topics if topic.role == "event")
 
 
-class Message(NamedTuple):
-    """A record of a dead letter topic as Kafka would give it."""
-
-    output: Output
-    at: int
-
-    def topic(self) -> str:
-        return self.output.topic
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self.at
-
-    def key(self) -> bytes | None:
-        return self.output.key
-
-    def value(self) -> bytes | None:
-        return self.output.value
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
-        return list(self.output.headers)
-
-    def timestamp(self) -> tuple[int, int]:
-        return (1, self.output.timestamp or 0)
-
-
 def dead(
     offset: int = 0,
     *,
@@ -92,7 +64,7 @@ def dead(
 
 
 def letter(offset: int = 0, **fields: object) -> Letter:
-    return letter_of(Message(dead_letter_output(dead(offset, **fields), "shop"), offset))  # type: ignore[arg-type]
+    return letter_of(StoredLetter(dead_letter_output(dead(offset, **fields), "shop"), offset))  # type: ignore[arg-type]
 
 
 HEADERS = st.lists(
@@ -115,7 +87,7 @@ def test_a_letter_gives_back_the_record_even_one_that_has_been_a_dead_letter_els
 
 def test_a_rebuild_believes_this_app_alone_about_records_that_kill(monkeypatch: pytest.MonkeyPatch):
     letters = [
-        Message(dead_letter_output(dead(offset)._replace(code=code), app), offset)
+        StoredLetter(dead_letter_output(dead(offset)._replace(code=code), app), offset)
         for offset, (code, app) in enumerate([("TM-2030", "shop"), ("TM-2030", "other"), ("TM-2007", "shop")])
     ]
     monkeypatch.setattr(roll_forward, "read_to_end", lambda clients, topic: iter([letters]))
@@ -129,7 +101,7 @@ def test_an_exported_letter_is_the_letter(headers, key, value):
 
 
 def test_a_record_of_somebody_else_has_no_origin():
-    found = letter_of(Message(Output("shop.orders.dlq", b"k", b"v", (("why", b"who knows"),)), 3))
+    found = letter_of(StoredLetter(Output("shop.orders.dlq", b"k", b"v", (("why", b"who knows"),)), 3))
     assert found.origin is None and found.code == "unknown" and found.id == "shop.orders.dlq[0]@3"
     assert found.headers == (("why", b"who knows"),)
 
@@ -217,9 +189,9 @@ def test_a_letter_is_sent_once_however_often_it_is_asked_for():
 
 
 def test_letters_that_cannot_be_sent_are_refused_by_reason():
-    cut = letter_of(Message(dead_letter_output(dead(4, value=b"x" * (17 * 1024 * 1024)), "shop"), 4))
-    foreign = letter_of(Message(Output("shop.orders.dlq", b"k", b"v"), 3))
-    astray = letter_of(Message(dead_letter_output(dead(5), "shop")._replace(topic="shop.returns.dlq"), 5))
+    cut = letter_of(StoredLetter(dead_letter_output(dead(4, value=b"x" * (17 * 1024 * 1024)), "shop"), 4))
+    foreign = letter_of(StoredLetter(Output("shop.orders.dlq", b"k", b"v"), 3))
+    astray = letter_of(StoredLetter(dead_letter_output(dead(5), "shop")._replace(topic="shop.returns.dlq"), 5))
     sink = Sent()
     found = send(sink, [cut, foreign, astray, letter(6, partition=Partition("shop.orders", 2))])
     assert found.refused == {TRUNCATED: 1, NO_ORIGIN: 1, OTHER_TOPIC: 1, NO_PARTITION: 1}

@@ -26,9 +26,7 @@ def test_workers_do_not_wait_for_each_others_quiet_partitions(seed: int) -> None
     world.plan, world.store_plan = [], []
     world._slots, world._speed = ["0", "1"], {"0": 1.0, "1": 1.0}
     world.sent = events_alone()
-    WORKSHOP.pipeline.world = world
-    with WORKSHOP._in(world):
-        assert world.run() is None
+    assert WORKSHOP.play(world) is None
     marks = {place: record.mark() for place, record in world.backend.partitions.items()}
     owners = {mark.owner.partition(":")[0] for place, mark in marks.items() if place.topic != "events"}
     assert owners == {"0", "1"}, "each worker has to own a quiet partition, or nothing is shown"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from test_steering import SPEC, World, alert, kinds, to_probation, to_shadow
+from steered import SPEC, World, alert, kinds, to_probation, to_shadow
 
 from tidemill.core.loop_spec import DAY_MS, TriggerSpec
 from tidemill.core.story import APPROVAL_KEY, DEMAND_KEY, StoryEvent

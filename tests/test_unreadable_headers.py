@@ -9,15 +9,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from stored_letters import StoredLetter
 from wire_samples import EVENT, an_app, an_event, event_topic, framed
 
 from tidemill.apps.dead_letters import letter_of
 from tidemill.apps.redriving import TRUNCATED, refusal
-from tidemill.core.records import Kind, Output
+from tidemill.core.records import Kind
 from tidemill.io.dead_letters import TRUNCATED_HEADER, Code, dead_letter_output
 from tidemill.io.offered import offered
 from tidemill.io.source import PUNCTUATION_HEADER, SourceRecord, read_headers
@@ -30,34 +31,6 @@ END, VTYPE_TOPIC, VTYPE_PARTITION, VTYPE_VALUE, VTYPE_KEY, VTYPE_FLAGS, VTYPE_HE
 PRODUCER, COPY = 0, 2
 
 Sent = tuple[bytes | None, bytes | None, Sequence[bytes]]  # key, value, names of headers
-
-
-class StoredLetter(NamedTuple):
-    """A record of a dead letter topic as Kafka would give it."""
-
-    output: Output
-    at: int
-
-    def topic(self) -> str:
-        return self.output.topic
-
-    def partition(self) -> int:
-        return 0
-
-    def offset(self) -> int:
-        return self.at
-
-    def key(self) -> bytes | None:
-        return self.output.key
-
-    def value(self) -> bytes | None:
-        return self.output.value
-
-    def headers(self) -> list[tuple[str, bytes | None]] | None:
-        return list(self.output.headers)
-
-    def timestamp(self) -> tuple[int, int]:
-        return (1, self.output.timestamp or 0)
 
 
 class RawProducer:

@@ -230,10 +230,14 @@ class Workshop:
 
     def run(self, seed: int, left: Left | None = None) -> Result:
         world = World(seed, self.spec, self.bodies, left or Left(), Process)
+        violation = self.play(world)
+        return Result(seed, violation, world.step, world.happened, world.counts())
+
+    def play(self, world: World) -> str | None:
+        """What was broken, or None."""
         self.pipeline.world = world
         with self._in(world):
-            violation = world.run()
-        return Result(seed, violation, world.step, world.happened, world.counts())
+            return world.run()
 
     def records_of(self, seed: int, left: Left) -> list[str]:
         """What comes in a run, a line for each record."""

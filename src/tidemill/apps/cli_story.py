@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
-from typing import Any
+from typing import Literal
 
 import typer
 
@@ -106,8 +106,7 @@ def approve(
     verbose: Verbose = False,
 ) -> int:
     """Let a version that waits for approval go into the shadow; the trainer does it at its next look."""
-    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
-    return _judge(settings, version, cause, output, is_approved=True, config=config)
+    return _tell_trainer("approved", config, version, cause, bootstrap_servers, data, output)
 
 
 def reject(
@@ -121,21 +120,29 @@ def reject(
     verbose: Verbose = False,
 ) -> int:
     """Drop a version that waits for approval, so that others can be trained; the trainer does it at its next look."""
-    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
-    return _judge(settings, version, cause, output, is_approved=False, config=config)
+    return _tell_trainer("rejected", config, version, cause, bootstrap_servers, data, output)
 
 
-def _judge(settings: Any, version: str, cause: str, output: str, *, is_approved: bool, config: Any) -> int:
+def _tell_trainer(
+    word: Literal["approved", "rejected"],
+    config: Config,
+    version: Version,
+    cause: Cause,
+    bootstrap_servers: Servers,
+    data: Data,
+    output: OutputForm,
+) -> int:
     form = form_of(output)
+    settings = settings_with_servers(config, bootstrap_servers=bootstrap_servers, data_folder=data)
     from tidemill.apps.models import registry_of
     from tidemill.apps.results import print_rows
     from tidemill.apps.story import approve_version, reject_version
 
     refuse_unknown(version, registry_of(settings).versions(settings.app.name))
-    tell = approve_version if is_approved else reject_version
+    tell = approve_version if word == "approved" else reject_version
     asked = tell(settings, version, cause=cause, by=getpass.getuser())
     row = {"id": asked.id, "version": version, "cause": cause, "by": asked.by}
-    print_rows("approved" if is_approved else "rejected", [row], tuple(row), form)
+    print_rows(word, [row], tuple(row), form)
     hint(f"what became of it: tidemill models lineage {config} {version}")
     return 0
 

@@ -122,7 +122,11 @@ class ExampleFold:
         Raises:
             UnavailableError: TM-3020, what the log holds cannot be read.
         """
-        self._fold_until(self.reader.end_offset(), deadline_s=None)
+        end, patience = self.reader.end_offset(), Patience(CATCH_UP_STILL_S)
+        while self._serving.n < end:
+            self._fold_next(end)
+            if patience.is_over(self._serving.n):
+                raise self._unreadable(end, CATCH_UP_STILL_S)
 
     def __call__(self) -> None:
         """Fold at least the examples that this worker published, and what else has arrived.
@@ -130,7 +134,7 @@ class ExampleFold:
         A bounded replay waits for its own examples without compromise: its N must not depend on the clock.
         """
         if self._serving.n < self._own_next:
-            self._fold_until(self._own_next, OWN_EXAMPLES_S if self._is_bounded else READ_YOUR_WRITES_S)
+            self._fold_own()
         if not self._is_bounded:
             self.take_arrived()
 
@@ -139,27 +143,28 @@ class ExampleFold:
         messages = self.reader.read(until_offset=None, timeout_s=0.0, max_records=FOLD_RECORDS_MAX)
         self._fold(messages, self.reader.position)
 
-    def _fold_until(self, offset: int, deadline_s: float | None) -> None:
-        started, patience = time.monotonic(), Patience(CATCH_UP_STILL_S)
-        while self._serving.n < offset:
-            messages = self.reader.read(until_offset=offset, timeout_s=0.005, max_records=FOLD_RECORDS_MAX)
-            # N stops exactly at the offset asked for, whatever markers the reader has already passed behind it.
-            self._fold(messages, min(self.reader.position, offset))
-            if self._serving.n >= offset:
+    def _fold_own(self) -> None:
+        """What this worker published; live only as far as it comes at once."""
+        deadline_s = OWN_EXAMPLES_S if self._is_bounded else READ_YOUR_WRITES_S
+        started = time.monotonic()
+        while self._serving.n < self._own_next:
+            self._fold_next(self._own_next)
+            if self._serving.n < self._own_next and time.monotonic() - started > deadline_s:
+                if self._is_bounded:
+                    raise self._unreadable(self._own_next, deadline_s)
                 return
-            if deadline_s is None:
-                is_late = patience.is_over(self._serving.n)
-            else:
-                is_late = time.monotonic() - started > deadline_s
-            if is_late and deadline_s is not None and not self._is_bounded:
-                return
-            if is_late:
-                waited_s = CATCH_UP_STILL_S if deadline_s is None else deadline_s
-                raise UnavailableError(
-                    "TM-3020",
-                    f"examples log: offset {offset} was committed but cannot be read after {waited_s:.0f} s "
-                    f"(read up to {self._serving.n}); check the broker, then start the worker again",
-                )
+
+    def _fold_next(self, until: int) -> None:
+        messages = self.reader.read(until_offset=until, timeout_s=0.005, max_records=FOLD_RECORDS_MAX)
+        # N stops exactly at the offset asked for, whatever markers the reader has already passed behind it.
+        self._fold(messages, min(self.reader.position, until))
+
+    def _unreadable(self, until: int, waited_s: float) -> UnavailableError:
+        return UnavailableError(
+            "TM-3020",
+            f"examples log: offset {until} was committed but cannot be read after {waited_s:.0f} s "
+            f"(read up to {self._serving.n}); check the broker, then start the worker again",
+        )
 
     def _fold(self, messages: list[Message], offset_next: int) -> None:
         if offset_next <= self._serving.n:
